@@ -1,0 +1,12 @@
+"""RabbitMQ connections that tell the truth: settings, factory, lifecycle, pool.
+
+Importing this needs Pika and pydantic-settings only. The bench (brokers, wire, boards, exercises) is
+``labkit.lab`` and comes with the ``lab`` extra.
+"""
+
+import logging
+
+__version__ = "0.1.0"
+
+# A library never decides where its log goes (Python's logging HOWTO).
+logging.getLogger("labkit").addHandler(logging.NullHandler())
