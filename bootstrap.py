@@ -1,0 +1,308 @@
+"""Set this machine up for labkit and do one of: lab, test, check, soak, clean.
+
+    python3 bootstrap.py lab      a learner's bench: broker, notebooks, JupyterLab
+    python3 bootstrap.py test     everything CI proves, on a broker of its own
+    python3 bootstrap.py check    format, lint, types, unit tests; no broker
+    python3 bootstrap.py soak     full counts on every broker version that is here
+    python3 bootstrap.py clean    end this checkout's brokers, remove .venv, .lab and caches
+
+Standard library only, and no syntax newer than Python 3.8: an old Python must be able to say that it is too old.
+It says what it is about to install. At a terminal it asks before it installs system packages; with YES=1, with
+CI set, or without a terminal it does not ask. A second run finds everything there and needs no network.
+"""
+
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+STAMP = VENV / "labkit-installed"
+OLDEST = (3, 11)
+TESTED = ("3.14", "3.13", "3.12", "3.11")
+DISK_NEEDED = 2_000_000_000  # bytes: 0.5 GB of packages, 0.4 GB of broker, room for logs and work
+COMMANDS = ("lab", "test", "check", "soak", "clean")
+
+GET_PYTHON = {
+    "debian": "sudo apt-get install python3 python3-venv   (Debian 12, Ubuntu 24.04 or newer)",
+    "fedora": "sudo dnf install python3.12",
+    "macos": "brew install python@3.13",
+    "windows": "winget install Python.Python.3.13",
+    "other": "see https://www.python.org/downloads/",
+}
+GET_BROKER = {
+    "debian": "sudo apt-get install rabbitmq-server, or start Docker",
+    "fedora": "sudo dnf install docker-compose moby-engine && sudo systemctl start docker",
+    "macos": "brew install rabbitmq, or start Docker Desktop",
+    "windows": "start Docker Desktop (https://docs.docker.com/desktop/)",
+    "other": "start a Docker engine, or install RabbitMQ 3.10 or newer",
+}
+
+
+def say(text=""):
+    print(text, flush=True)
+
+
+def stop(text):
+    """End with one clear sentence."""
+    sys.stdout.flush()
+    sys.exit("labkit: " + text)
+
+
+def system():
+    """Which family's words to use when something has to be installed."""
+    if sys.platform == "darwin":
+        return "macos"
+    if os.name == "nt":
+        return "windows"
+    names = os_release()
+    words = names.get("ID", "") + " " + names.get("ID_LIKE", "")
+    if "debian" in words or "ubuntu" in words:
+        return "debian"
+    return "fedora" if any(word in words for word in ("fedora", "rhel", "centos")) else "other"
+
+
+def os_release():
+    try:
+        lines = pathlib.Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return dict((line.split("=", 1)[0], line.split("=", 1)[1].strip('"')) for line in lines if "=" in line)
+
+
+def is_root():
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def asks():
+    """A person sits at the terminal and has not said yes beforehand."""
+    return not os.environ.get("YES") and not os.environ.get("CI") and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def agreed(question):
+    if not asks():
+        say(question.replace(" [y/N]", "") + " yes")
+        return True
+    return input(question + " ").strip().lower() in ("y", "yes")
+
+
+# --- preflight: one line a finding, each with its fix ---------------------------------------------------------------
+
+
+def use_a_new_enough_python():
+    """Go on in the newest Python of this machine that we support, or say how to get one."""
+    if sys.version_info >= OLDEST:
+        return
+    for version in TESTED:
+        found = shutil.which("python" + version)
+        if found:
+            say("python: %s is too old, going on with %s" % (platform.python_version(), found))
+            sys.exit(subprocess.call([found, __file__] + sys.argv[1:]))
+    stop(
+        "Python %s is too old, labkit needs %d.%d or newer: %s"
+        % (platform.python_version(), OLDEST[0], OLDEST[1], GET_PYTHON[system()])
+    )
+
+
+def preflight(command):
+    say("labkit: setting up for `%s` with Python %s" % (command, platform.python_version()))
+    if not os.access(str(ROOT), os.W_OK):
+        stop("cannot write into %s: clone the project into a folder of your own" % ROOT)
+    free = shutil.disk_usage(str(ROOT)).free
+    if free < DISK_NEEDED and not STAMP.exists():
+        stop("%.1f GB free in %s, 2 GB needed: free some, or clone elsewhere" % (free / 1e9, ROOT))
+    keep_loopback_off_the_proxy()
+    if command != "lab":
+        return
+    if "microsoft" in platform.release().lower():
+        say("wsl: open the address printed below in your Windows browser; WSL 2 forwards 127.0.0.1 by itself")
+    for port, what in ((5672, "the broker"), (15672, "its management page"), (8888, "JupyterLab")):
+        if taken(port):
+            say("port %d: taken, so %s gets a free one; `labkit status` shows which" % (port, what))
+    if os.name == "posix" and sys.platform != "darwin" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        say("browser: no display here; open the address printed below from your own machine, over ssh -L if it is far")
+
+
+def keep_loopback_off_the_proxy():
+    """A class behind a web proxy must still reach its own broker."""
+    proxies = sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy"))
+    if not proxies:
+        return
+    exempt = [part for part in os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")).split(",") if part]
+    missing = [host for host in ("127.0.0.1", "localhost") if host not in exempt]
+    if missing:
+        say("proxy: %s is set; adding %s to NO_PROXY for this run" % (", ".join(proxies), " and ".join(missing)))
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(exempt + missing)
+
+
+def taken(port):
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# --- system packages ------------------------------------------------------------------------------------------------
+
+
+def apt(packages, why):
+    """Install Debian packages after saying so; False if that is not possible or not wanted."""
+    if not shutil.which("apt-get"):
+        return False
+    sudo = [] if is_root() else ["sudo"]
+    if sudo and not (shutil.which("sudo") and (asks() or subprocess.call(["sudo", "-n", "true"], stderr=subprocess.DEVNULL) == 0)):
+        return False
+    if not agreed("%s: install %s with apt-get%s? [y/N]" % (why, ", ".join(packages), " (sudo)" if sudo else "")):
+        return False
+    # policy-rc.d is Debian's own way to install a server package without starting its system service. The script is
+    # put there only for the call, and only where the machine has none.
+    policy = pathlib.Path("/usr/sbin/policy-rc.d")
+    install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends " + " ".join(packages)
+    guard = "" if policy.exists() else "printf '#!/bin/sh\\nexit 101\\n' >%s; chmod +x %s; trap 'rm -f %s' EXIT; " % ((policy,) * 3)
+    script = "%s%s >/dev/null || { apt-get update -qq && %s >/dev/null; }" % (guard, install, install)
+    return subprocess.call(sudo + ["sh", "-c", script]) == 0
+
+
+# --- Python packages ------------------------------------------------------------------------------------------------
+
+
+def fingerprint():
+    text = b"".join((ROOT / name).read_bytes() for name in ("requirements.txt", "pyproject.toml"))
+    return hashlib.sha256(text + sys.version.encode() + str(ROOT).encode()).hexdigest()
+
+
+def make_venv():
+    """The virtual environment, with exactly what requirements.txt names; nothing to do the second time."""
+    wanted = fingerprint()
+    if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
+        return
+    began = time.monotonic()
+    if not PYTHON.exists() or not can_run(PYTHON, "import pip"):
+        say("python packages: making .venv")
+        shutil.rmtree(str(VENV), ignore_errors=True)
+        if not can_run(sys.executable, "import ensurepip") and not apt(["python3-venv"], "python: its venv module is missing"):
+            stop("this Python has no venv module: %s" % GET_PYTHON[system()])
+        if subprocess.call([sys.executable, "-m", "venv", str(VENV)]):
+            stop("python -m venv failed (see above): %s" % GET_PYTHON[system()])
+    say("python packages: installing requirements.txt into .venv (about 0.5 GB, 30 s with a near mirror)")
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-warn-script-location"]
+    quiet = dict(os.environ, PIP_ROOT_USER_ACTION="ignore")
+    if subprocess.call(pip + ["-r", str(ROOT / "requirements.txt")], env=quiet):
+        stop("pip could not install requirements.txt (see above): is a package index reachable? pip config list shows which is asked")
+    if subprocess.call(pip + ["--no-deps", "--no-build-isolation", "-e", str(ROOT)], env=quiet):
+        stop("pip could not install labkit itself (see above)")
+    STAMP.write_text(wanted)
+    say("python packages: ready after %.0f s" % (time.monotonic() - began))
+
+
+def can_run(python, code):
+    return subprocess.call([str(python), "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+
+
+# --- a broker -------------------------------------------------------------------------------------------------------
+
+
+def have_broker():
+    """Make sure that some backend can run; the last resort is one sentence that says how to get one."""
+    if broker_possible():
+        return
+    if system() == "debian" and is_root() and os_release().get("ID") == "debian":
+        tools = [] if shutil.which("mmdebstrap") else ["mmdebstrap"]
+        question = "broker: none here; unpack RabbitMQ from Debian's packages into .lab/rootfs (180 MB, about 30 s)? [y/N]"
+        if agreed(question) and (not tools or apt(tools, "broker")):
+            if labkit("image", "--rootfs") == 0 and broker_possible():
+                return
+    if system() == "debian" and apt(["rabbitmq-server"], "broker: none here") and broker_possible():
+        return
+    stop("no RabbitMQ and no container engine here: %s; or set LABKIT_BROKER=amqp://user:password@host/" % GET_BROKER[system()])
+
+
+def broker_possible():
+    return can_run(PYTHON, "import sys; from labkit.lab.brokers import is_possible; sys.exit(not is_possible())")
+
+
+def labkit(*arguments):
+    return subprocess.call([str(PYTHON), "-m", "labkit.cli"] + list(arguments), cwd=str(ROOT))
+
+
+# --- the five commands ----------------------------------------------------------------------------------------------
+
+
+def run_stages(stages):
+    """Run named commands in order, all of them, and end with a table; the result is the worst of them."""
+    results = []
+    for name, command in stages:
+        say("\n=== %s: %s" % (name, " ".join(str(word) for word in command).replace(str(ROOT) + os.sep, "")))
+        began = time.monotonic()
+        code = subprocess.call([str(word) for word in command], cwd=str(ROOT))
+        results.append((name, code, time.monotonic() - began))
+    say("\n%-16s %8s  %s" % ("stage", "seconds", "result"))
+    for name, code, seconds in results:
+        say("%-16s %8.0f  %s" % (name, seconds, "ok" if code == 0 else "FAILED (exit code %d)" % code))
+    say("%-16s %8.0f" % ("all", sum(seconds for _, _, seconds in results)))
+    return max(code != 0 for _, code, _ in results)
+
+
+def check_stages():
+    # Fast things first: a typo should not wait for the types.
+    return [
+        ("format", [BIN / "ruff", "format", "--check", "."]),
+        ("lint", [BIN / "ruff", "check", "."]),
+        ("types", [PYTHON, "-m", "mypy"]),
+        ("unit", [PYTHON, "-m", "pytest", "-q", "tests/unit"]),
+    ]
+
+
+def main():
+    use_a_new_enough_python()
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        stop("say one of: %s; got %s" % (", ".join(COMMANDS), " ".join(sys.argv[1:]) or "nothing"))
+    command, rest = sys.argv[1], sys.argv[2:]
+    if command == "clean":
+        return clean()
+    preflight(command)
+    make_venv()
+    if command == "check":
+        return run_stages(check_stages())
+    have_broker()
+    if command == "lab":
+        # From here on Ctrl-C belongs to labkit, which ends everything that it started.
+        if os.name == "posix":
+            os.chdir(str(ROOT))
+            os.execv(str(PYTHON), [str(PYTHON), "-m", "labkit.cli", "lab"] + rest)
+        return labkit("lab", *rest)
+    pytest = [PYTHON, "-m", "pytest", "-q", "--durations=5"]
+    if command == "soak":
+        return run_stages([("soak", [*pytest, "-m", "soak", "tests/soak", *rest])])
+    return run_stages(
+        [
+            *check_stages(),
+            ("rules", [*pytest, "tests/test_notebook_rules.py"]),
+            ("broker", [*pytest, "tests/broker", *rest]),
+            ("lab", [*pytest, "tests/lab", *rest]),
+            ("notebooks", [*pytest, "--nbval", "--nbval-current-env", "notebooks"]),
+        ]
+    )
+
+
+def clean():
+    if PYTHON.exists():
+        labkit("down", "--all")
+    for name in (".venv", ".lab", "build", "dist", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"):
+        shutil.rmtree(str(ROOT / name), ignore_errors=True)
+    say("clean: the brokers of this checkout are down; .venv, .lab and the caches are gone; work/ is yours and stays")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nlabkit: interrupted")
