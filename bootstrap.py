@@ -127,7 +127,12 @@ def preflight(command):
     for port, what in ((5672, "the broker"), (15672, "its management page"), (8888, "JupyterLab")):
         if taken(port):
             say("port %d: taken, so %s gets a free one; `labkit status` shows which" % (port, what))
-    if os.name == "posix" and sys.platform != "darwin" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+    if (
+        os.name == "posix"
+        and sys.platform != "darwin"
+        and not os.environ.get("DISPLAY")
+        and not os.environ.get("WAYLAND_DISPLAY")
+    ):
         say("browser: no display here; open the address printed below from your own machine, over ssh -L if it is far")
 
 
@@ -157,7 +162,9 @@ def apt(packages, why):
     if not shutil.which("apt-get"):
         return False
     sudo = [] if is_root() else ["sudo"]
-    if sudo and not (shutil.which("sudo") and (asks() or subprocess.call(["sudo", "-n", "true"], stderr=subprocess.DEVNULL) == 0)):
+    if sudo and not (
+        shutil.which("sudo") and (asks() or subprocess.call(["sudo", "-n", "true"], stderr=subprocess.DEVNULL) == 0)
+    ):
         return False
     if not agreed("%s: install %s with apt-get%s? [y/N]" % (why, ", ".join(packages), " (sudo)" if sudo else "")):
         return False
@@ -165,7 +172,11 @@ def apt(packages, why):
     # put there only for the call, and only where the machine has none.
     policy = pathlib.Path("/usr/sbin/policy-rc.d")
     install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends " + " ".join(packages)
-    guard = "" if policy.exists() else "printf '#!/bin/sh\\nexit 101\\n' >%s; chmod +x %s; trap 'rm -f %s' EXIT; " % ((policy,) * 3)
+    guard = (
+        ""
+        if policy.exists()
+        else "printf '#!/bin/sh\\nexit 101\\n' >%s; chmod +x %s; trap 'rm -f %s' EXIT; " % ((policy,) * 3)
+    )
     script = "%s%s >/dev/null || { apt-get update -qq && %s >/dev/null; }" % (guard, install, install)
     return subprocess.call(sudo + ["sh", "-c", script]) == 0
 
@@ -187,7 +198,9 @@ def make_venv():
     if not PYTHON.exists() or not can_run(PYTHON, "import pip"):
         say("python packages: making .venv")
         shutil.rmtree(str(VENV), ignore_errors=True)
-        if not can_run(sys.executable, "import ensurepip") and not apt(["python3-venv"], "python: its venv module is missing"):
+        if not can_run(sys.executable, "import ensurepip") and not apt(
+            ["python3-venv"], "python: its venv module is missing"
+        ):
             stop("this Python has no venv module: %s" % GET_PYTHON[system()])
         if subprocess.call([sys.executable, "-m", "venv", str(VENV)]):
             stop("python -m venv failed (see above): %s" % GET_PYTHON[system()])
@@ -195,7 +208,9 @@ def make_venv():
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-warn-script-location"]
     quiet = dict(os.environ, PIP_ROOT_USER_ACTION="ignore")
     if subprocess.call(pip + ["-r", str(ROOT / "requirements.txt")], env=quiet):
-        stop("pip could not install requirements.txt (see above): is a package index reachable? pip config list shows which is asked")
+        stop(
+            "pip could not install requirements.txt (see above): is a package index reachable? `pip config list` tells"
+        )
     if subprocess.call(pip + ["--no-deps", "--no-build-isolation", "-e", str(ROOT)], env=quiet):
         stop("pip could not install labkit itself (see above)")
     STAMP.write_text(wanted)
@@ -215,13 +230,16 @@ def have_broker():
         return
     if system() == "debian" and is_root() and os_release().get("ID") == "debian":
         tools = [] if shutil.which("mmdebstrap") else ["mmdebstrap"]
-        question = "broker: none here; unpack RabbitMQ from Debian's packages into .lab/rootfs (180 MB, about 30 s)? [y/N]"
-        if agreed(question) and (not tools or apt(tools, "broker")):
-            if labkit("image", "--rootfs") == 0 and broker_possible():
-                return
+        question = "broker: none here; unpack Debian's RabbitMQ into .lab/rootfs (180 MB, about 30 s)? [y/N]"
+        ready = agreed(question) and (not tools or apt(tools, "broker"))
+        if ready and labkit("image", "--rootfs") == 0 and broker_possible():
+            return
     if system() == "debian" and apt(["rabbitmq-server"], "broker: none here") and broker_possible():
         return
-    stop("no RabbitMQ and no container engine here: %s; or set LABKIT_BROKER=amqp://user:password@host/" % GET_BROKER[system()])
+    stop(
+        "no RabbitMQ and no container engine here: %s; or set LABKIT_BROKER=amqp://user:password@host/"
+        % GET_BROKER[system()]
+    )
 
 
 def broker_possible():

@@ -1,0 +1,155 @@
+"""Lab: what a notebook's setup cell makes. One virtual host, one timeline, one set of exercises a notebook."""
+
+import atexit
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from labkit.errors import ConfigurationError, LabkitError
+from labkit.events import Timeline
+from labkit.lab import brokers, diagnosis, doctor
+from labkit.lab.checks import Exercises
+from labkit.lab.interrupting import StopAfter
+from labkit.lab.questions import Questions
+from labkit.lab.wire import Proxy
+from labkit.settings import BrokerSettings
+
+NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
+SETTLE = 3.0  # seconds the broker may take to forget a connection that was closed a moment ago
+
+_open_labs: dict[str, "Lab"] = {}  # by id: "Run all" twice makes the second one close the first
+
+
+class Lab:
+    """The bench of one notebook. Making it does no I/O; the broker is looked up at first use.
+
+    The first use re-creates the virtual host ``lab-<id>``, so that what an earlier run left there is gone.
+    One thread owns it, the one that runs the cells.
+
+    Args:
+        id: The notebook's number, ``"04"``; letters, digits and hyphens.
+        own_broker: Start a private node for this notebook, to restart it, kill it or raise an alarm on it.
+    """
+
+    def __init__(self, id: str, *, own_broker: bool = False) -> None:  # noqa: A002 - the notebooks' word
+        if not isinstance(id, str) or not NAME.fullmatch(id):
+            raise ConfigurationError(f"Lab id {id!r}: expected letters, digits and hyphens, such as '04'")
+        earlier = _open_labs.pop(id, None)
+        if earlier is not None:
+            earlier._release()
+        self.id = id
+        self.timeline = Timeline()
+        self._own_broker = own_broker
+        self._broker: brokers.Broker | None = None
+        self._proxies: list[Proxy] = []
+        self._exits = contextlib.ExitStack()
+        self._exercises = Exercises(id)
+        self._questions = Questions(id)
+        _open_labs[id] = self
+
+    def __repr__(self) -> str:
+        return f"Lab({self.id!r})"
+
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host that is this notebook's own."""
+        return f"lab-{self.id}"
+
+    @property
+    def broker(self) -> brokers.Broker:
+        """The broker, seen from this notebook's virtual host.
+
+        Raises:
+            BrokerError: none is running and none could be started.
+        """
+        if self._broker is None:
+            whole = self._exits.enter_context(brokers.own()) if self._own_broker else brokers.up()
+            whole.delete_vhost(self.virtual_host)
+            whole.vhost(self.virtual_host)
+            self._broker = whole.scoped(self.virtual_host)
+        return self._broker
+
+    def settings(self, *, tls: bool = False) -> BrokerSettings:
+        """How to reach this notebook's virtual host; connections are named ``lab-<id>``."""
+        if tls:
+            raise LabkitError("this bench has no TLS listener yet: use settings() without tls")
+        return self.broker.settings(self.virtual_host).replace(connection_name=self.virtual_host)
+
+    def proxy(self) -> Proxy:
+        """A TCP proxy in front of the broker that shows and breaks what passes; closed with the lab at the latest."""
+        proxy = Proxy(self.settings())
+        proxy.open()
+        self._proxies.append(proxy)
+        return proxy
+
+    def doctor(self) -> doctor.Report:
+        """What is installed and what answers; its text names no version, so that it is the same everywhere."""
+        self.broker  # noqa: B018 - starts it, if nobody has
+        return doctor.examine()
+
+    def explain(self, error: BaseException) -> diagnosis.Explanation:
+        """What happened, who closed, what to do."""
+        return diagnosis.explain(error)
+
+    def stop_after(self, seconds: float) -> StopAfter:
+        """A block that is interrupted after *seconds*, as by the kernel's stop button."""
+        return StopAfter(seconds)
+
+    def check(self, exercise: str, answer: object) -> None:
+        """Print NOT YET with a hint, or PASS with the reason."""
+        self._exercises.check(exercise, answer)
+
+    def hint(self, exercise: str) -> None:
+        """Print the next rung of the exercise's hint ladder."""
+        self._exercises.hint(exercise)
+
+    def predict(self, key: str, question: str, options: Sequence[str]) -> Any:
+        """A question to answer before the next cell runs."""
+        return self._questions.predict(key, question, options)
+
+    def compare(self, key: str, observed: object) -> None:
+        """Print what was observed beside what was predicted."""
+        self._questions.compare(key, observed)
+
+    def close(self) -> None:
+        """Say what is still open, then close it and remove the virtual host. Ends in bounded time; twice is fine."""
+        left = self._left_open()
+        self._release()
+        print("\n".join(left) if left else "nothing left open")  # noqa: T201 - a notebook's last line
+
+    def _left_open(self) -> list[str]:
+        if self._broker is None:
+            return []
+        for proxy in self._proxies:
+            proxy.close()
+        names = [connection.name for connection in self._broker.wait_for_connections(0, timeout=SETTLE)]
+        return [f"left open: {names.count(name)} x connection {name}" for name in sorted(set(names))]
+
+    def _release(self) -> None:
+        _open_labs.pop(self.id, None)
+        broker, self._broker = self._broker, None
+        steps: list[Callable[[], object]] = [proxy.close for proxy in self._proxies]
+        if broker is not None:
+            steps += [lambda: broker.close_connections("lab closed"), lambda: broker.delete_vhost(self.virtual_host)]
+        steps.append(self._exits.close)
+        self._proxies = []
+        for step in steps:
+            with contextlib.suppress(LabkitError):  # each step is tried: a broker that is gone must not keep the rest
+                step()
+
+    def __enter__(self) -> "Lab":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+
+@atexit.register
+def _release_all() -> None:
+    """A kernel that is shut down without lab.close() leaves no private broker and no virtual host behind."""
+    for lab in list(_open_labs.values()):
+        lab._release()

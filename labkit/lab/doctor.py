@@ -1,0 +1,148 @@
+"""What is here, what is missing, how to fix it: the rows of `labkit doctor`. It starts and changes nothing."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import LabkitError
+from labkit.lab import brokers, home
+
+NEEDED_PACKAGES = ("pika", "pydantic-settings", "pamqp", "httpx", "jupyterlab", "ipywidgets", "trustme")
+DISK_NEEDED = 500_000_000  # bytes, for logs, messages and notebooks
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "firefox", "xdg-open", "open", "wslview")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row: *ok* says whether a notebook can run with it; *fix* is empty when there is nothing to do."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+class Report(list[Finding]):
+    """All findings, in the order in which one should mend them."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the notebooks can run: everything but the optional rows is in order."""
+        return all(finding.ok for finding in self if finding.name not in OPTIONAL)
+
+    def __repr__(self) -> str:
+        """Names and verdicts only: versions, paths and ports differ from machine to machine."""
+        rows = [f"{finding.name:<12} {'ok' if finding.ok else 'MISSING'}" for finding in self if _shown(finding)]
+        return "\n".join(rows)
+
+    def table(self) -> str:
+        """Everything, for a person at a terminal."""
+        width = max(len(finding.detail) for finding in self)
+        lines = []
+        for finding in self:
+            word = "ok" if finding.ok else "note" if finding.name in OPTIONAL else "MISSING"
+            lines.append(f"{finding.name:<12} {word:<8} {finding.detail:<{width}}  {finding.fix}".rstrip())
+        return "\n".join(lines)
+
+
+def examine(directory: Path | None = None) -> Report:
+    """Look at this machine and at the bench in *directory* (default: the project's `.lab`).
+
+    Takes at most a few seconds, also when an engine or a broker hangs. Raises nothing: a check that fails is a row.
+    """
+    report = Report()
+    for name, check in _checks(directory or home.bench()).items():
+        try:
+            report.append(check())
+        except (LabkitError, OSError) as error:
+            report.append(Finding(name, ok=False, detail=str(error).splitlines()[0]))
+    return report
+
+
+OPTIONAL = frozenset({"container", "browser", "proxy"})  # what a notebook can run without
+
+
+def _shown(finding: Finding) -> bool:
+    return finding.name not in OPTIONAL
+
+
+def _checks(directory: Path) -> dict[str, Callable[[], Finding]]:
+    return {
+        "python": _python,
+        "packages": _packages,
+        "disk": lambda: _disk(directory),
+        "broker": lambda: _broker(directory),
+        "management": lambda: _management(directory),
+        "container": _container,
+        "browser": _browser,
+        "proxy": _proxy,
+    }
+
+
+def _python() -> Finding:
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or newer")
+
+
+def _packages() -> Finding:
+    missing = [name for name in NEEDED_PACKAGES if not _version(name)]
+    detail = f"pika {_version('pika')}, jupyterlab {_version('jupyterlab')}"
+    fix = f"missing: {', '.join(missing)}; pip install 'labkit-rabbitmq[lab]'" if missing else ""
+    return Finding("packages", not missing, detail, fix)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _disk(directory: Path) -> Finding:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    ok = free >= DISK_NEEDED and os.access(existing, os.W_OK)
+    fix = "" if ok else f"free 0.5 GB, or make {existing} writable"
+    return Finding("disk", ok, f"{free / 1e9:.0f} GB free", fix)
+
+
+def _broker(directory: Path) -> Finding:
+    broker = brokers.find(directory)
+    if broker is None:
+        possible = brokers.is_possible()
+        fix = "labkit up" if possible else "start a container engine or install RabbitMQ; see README"
+        return Finding("broker", ok=False, detail="none is running", fix=fix)
+    return Finding("broker", ok=True, detail=f"RabbitMQ {broker.version} answers AMQP ({broker.backend})")
+
+
+def _management(directory: Path) -> Finding:
+    broker = brokers.find(directory)
+    ok = broker is not None and "management" in broker.capabilities
+    return Finding("management", ok, "answers" if ok else "does not answer", "" if ok else "labkit up")
+
+
+def _container() -> Finding:
+    engine = brokers.engine_version()
+    fix = "" if engine else "optional: with Docker, labkit runs the official image"
+    return Finding("container", engine is not None, f"engine {engine}" if engine else "no engine answers", fix)
+
+
+def _browser() -> Finding:
+    found = next((name for name in BROWSERS if shutil.which(name)), None)
+    if found is None and (sys.platform == "darwin" or os.name == "nt"):
+        found = "the system's own"
+    fix = "" if found else "open the printed address from another machine, or use `labkit run`"
+    return Finding("browser", found is not None, found or "none here", fix)
+
+
+def _proxy() -> Finding:
+    names = sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy"))
+    exempt = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
+    ok = not names or "127.0.0.1" in exempt.split(",")
+    detail = f"{', '.join(names)} set" if names else "no proxy variables"
+    return Finding("proxy", ok, detail, "" if ok else "export NO_PROXY=127.0.0.1,localhost")

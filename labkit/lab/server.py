@@ -1,0 +1,188 @@
+"""Serve the learner's notebooks in JupyterLab, and end everything that was started when the learner is done."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from labkit.errors import LabkitError
+
+PREFERRED_PORT = 8888
+READY_TIMEOUT = 60.0  # seconds; 2.4 measured on two cores
+STOP_TIMEOUT = 10.0  # seconds; kernels get this long to end by themselves
+
+
+class ServerError(LabkitError):
+    """JupyterLab did not start."""
+
+
+class NotebookServer:
+    """One JupyterLab of the bench's own: its settings, workspaces and kernels are nobody else's.
+
+    One thread owns it. Listens on 127.0.0.1 only and asks for a token.
+    """
+
+    def __init__(self, directory: Path, state: Path, *, port: int | None = None) -> None:
+        self._directory = directory
+        self._state = state
+        self._port = port or free_port(PREFERRED_PORT)
+        self._token = secrets.token_hex(16)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """What to open in a browser; the token in it is the key to the learner's machine."""
+        return f"http://127.0.0.1:{self._port}/lab/tree/index.md?token={self._token}"
+
+    def start(self) -> None:
+        """Start JupyterLab and wait until it answers.
+
+        Raises:
+            ServerError: it ended, or said nothing for 60 s; the text holds the log's last lines.
+        """
+        self._write_settings()
+        log = self._state / "jupyter.log"
+        with log.open("wb") as sink:
+            # Its own session: Ctrl-C at the terminal reaches us alone, and we end the server with all its kernels.
+            self._process = subprocess.Popen(
+                self._command(), env=self._environment(), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait_until_it_answers(self._process, log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> int:
+        """Block until the server ends by itself (File > Shut Down) and return its exit code."""
+        if self._process is None:
+            return 0
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """End the server and its kernels; at most 10 s, then without asking. Twice is fine."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        _signal_session(process, signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            _signal_session(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+            process.wait(STOP_TIMEOUT)
+
+    def _command(self) -> list[str]:
+        return [
+            sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={self._port}",
+            "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self._directory}", "--ServerApp.allow_root=True",
+            "--LabApp.extension_manager=readonly", "--ServerApp.shutdown_no_activity_timeout=0",
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        own = self._state / "jupyter"
+        return {
+            **os.environ,
+            "JUPYTER_TOKEN": self._token,  # not on the command line, where every user of the machine reads it
+            "JUPYTER_CONFIG_DIR": f"{own}/config",
+            "JUPYTER_DATA_DIR": f"{own}/data",
+            "JUPYTER_RUNTIME_DIR": f"{own}/run",
+            "JUPYTERLAB_SETTINGS_DIR": f"{own}/settings",
+            "JUPYTERLAB_WORKSPACES_DIR": f"{own}/workspaces",
+            "IPYTHONDIR": f"{own}/ipython",
+        }
+
+    def _write_settings(self) -> None:
+        settings = self._state / "jupyter" / "settings" / "@jupyterlab"
+        _write_json(
+            settings / "apputils-extension" / "notification.jupyterlab-settings",
+            {"fetchNews": "false", "checkForUpdates": False},  # the news box covers a notebook's corner
+        )
+        _write_json(
+            settings / "docmanager-extension" / "plugin.jupyterlab-settings",
+            {"defaultViewers": {"markdown": "Markdown Preview"}},  # the table of notebooks is to be clicked, not edited
+        )
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            try:
+                # trust_env=False: a class's web proxy has no business with loopback.
+                headers = {"Authorization": f"token {self._token}"}
+                with httpx.Client(trust_env=False, timeout=2.0, headers=headers) as client:
+                    if client.get(f"http://127.0.0.1:{self._port}/api/status").status_code == 200:
+                        return
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise ServerError(
+            f"JupyterLab did not answer within {READY_TIMEOUT:.0f} s on port {self._port}; its log ends: {tail}"
+        )
+
+
+def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool) -> None:
+    """Run *server* until it ends, or until Ctrl-C, SIGTERM or a closed terminal ends us."""
+    previous = {number: signal.signal(number, _interrupt) for number in _ending_signals()}
+    try:
+        server.start()
+        say(f"JupyterLab: {server.address}")
+        say("Ctrl-C here ends JupyterLab and the broker that this command started")
+        if open_browser:
+            webbrowser.open(server.address)
+        server.wait()
+    except KeyboardInterrupt:
+        say("")
+    finally:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave kernels behind
+        server.stop()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def free_port(preferred: int) -> int:
+    """*preferred* if nobody listens there, else a port that is free now."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ServerError("no free TCP port on 127.0.0.1")
+
+
+def _signal_session(process: subprocess.Popen[bytes], number: int) -> None:
+    """Reach the server and the kernels it started; Windows has no such groups, there the server ends its kernels."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(process.pid, number)
+        else:
+            process.terminate()
+
+
+def _ending_signals() -> list[signal.Signals]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

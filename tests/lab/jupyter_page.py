@@ -1,0 +1,93 @@
+"""Open a notebook in JupyterLab in a headless Chromium, run it, hand over the page. Playwright, the system's browser."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from labkit.lab.server import NotebookServer
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+# Without a GPU, as root, and with Chromium's own errands switched off: they cost seconds where there is no internet.
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+TIMEOUT = 120_000  # milliseconds, Playwright's unit
+# The kernel is really there only when the status bar says so: the toolbar's indicator says idle before it is
+# connected, and Run All then loses cells.
+KERNEL_IDLE = re.compile(r"\| Idle$")
+
+
+def program() -> str | None:
+    """The Chromium of this machine, if it has one."""
+    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+
+
+@dataclass
+class NotebookPage:
+    """One notebook, opened; *errors* is what the browser's console called an error."""
+
+    page: Page
+    notebook: Locator
+    errors: list[str] = field(default_factory=list)
+
+    def run_all(self) -> None:
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
+        self.wait_until_run()
+
+    def wait_until_run(self) -> None:
+        """Until no cell waits ("[*]") or is still to be run ("[ ]"); an error leaves the rest at "[ ]"."""
+        waiting = self.notebook.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[[* ]\]"))
+        expect(waiting).to_have_count(0, timeout=TIMEOUT)
+
+    def error_outputs(self) -> list[str]:
+        return self.notebook.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+
+    def text(self) -> str:
+        """Everything the cells printed; scrolls through the notebook, since JupyterLab draws only what is in view."""
+        found = []
+        for cell in self.notebook.locator(".jp-CodeCell").all():
+            cell.scroll_into_view_if_needed(timeout=TIMEOUT)
+            found += cell.locator(".jp-OutputArea-output").all_inner_texts()
+        return "\n".join(found)
+
+    def screenshot(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+
+
+@contextlib.contextmanager
+def opened(notebook: Path, state: Path, *, size: tuple[int, int] = (1280, 1000)) -> Iterator[NotebookPage]:
+    """JupyterLab on the folder of *notebook*, and a page that shows it with its kernel ready."""
+    server = NotebookServer(notebook.parent, state)
+    server.start()
+    try:
+        with page_of(server, notebook.name, size=size) as page:
+            yield page
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def page_of(server: NotebookServer, name: str, *, size: tuple[int, int] = (1280, 1000)) -> Iterator[NotebookPage]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS, env={**os.environ})
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server.address.replace("index.md?", f"{name}?reset&"))
+        notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        notebook.locator(".jp-Cell").first.wait_for(timeout=TIMEOUT)
+        expect(page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
+        try:
+            yield NotebookPage(page, notebook, errors)
+        finally:
+            browser.close()

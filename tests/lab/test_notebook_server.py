@@ -1,0 +1,71 @@
+"""`labkit lab` as a process: it serves the learner's copies and takes everything along when it ends."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+START = 90.0  # seconds
+ADDRESS = re.compile(r"JupyterLab: (http://127\.0\.0\.1:\d+)/lab/tree/index\.md\?token=(\w+)")
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+
+@pytest.fixture
+def lab_command(broker):
+    """`labkit lab` beside a broker that runs already, so that it has none of its own to end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "labkit.cli", "lab", "--no-browser"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.wait(10)
+    process.stdout.close()
+
+
+def address_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    seen = ""
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline:
+        line = process.stdout.readline()
+        seen += line
+        if found := ADDRESS.search(line):
+            return found[1], found[2]
+        if not line and process.poll() is not None:
+            break
+    raise AssertionError(f"no address printed; it said: {seen}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ending_it_leaves_no_process_behind(lab_command, number):
+    url, token = address_of(lab_command)
+    with httpx.Client(base_url=url, headers={"Authorization": f"token {token}"}, trust_env=False) as client:
+        kernel = client.post("/api/kernels", json={}, timeout=30).raise_for_status().json()
+        assert kernel["id"]
+        contents = client.get("/api/contents/").raise_for_status().json()["content"]
+    assert "index.md" in {entry["name"] for entry in contents}
+    family = psutil.Process(lab_command.pid).children(recursive=True)
+    assert len(family) >= 2  # the server and the kernel
+    lab_command.send_signal(number)
+    assert lab_command.wait(30) == 0
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
+def test_it_listens_on_loopback_only_and_asks_for_a_token(lab_command):
+    url, _ = address_of(lab_command)
+    assert httpx.get(f"{url}/api/contents/", trust_env=False).status_code == 403
+    family = psutil.Process(lab_command.pid).children(recursive=True)
+    listening = [c for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert listening
+    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
