@@ -1,0 +1,380 @@
+"""Every error labkit raises on purpose.
+
+LabkitError
+├── ConfigurationError        a setting that cannot be (also a ValueError); MissingExtra: what to install
+├── ConnectError              no connection before the deadline
+│   ├── AuthenticationFailed, AccessRefused    refused; never retried
+│   └── TlsError              CertificateNotTrusted, CertificateNameMismatch, CertificateExpired,
+│                             ClientCertificateRefused, NotTls: one subclass a cause
+├── NotConnected, ChannelLost  what you held is gone; `reason` is what closed it (ConnectionLost is the event)
+├── PoolClosed, PoolTimeout, TooManyWaiting, LeaseError    PoolTimeout is also a TimeoutError
+├── PublishRejected, Unroutable, OutcomeUnknown    what became of a message
+├── DeadlineExceeded          an operation's own time ran out (also a TimeoutError)
+├── FrameError                the byte stream is not AMQP 0-9-1
+├── RpcTimeout, RemoteError   no reply in time; the endpoint raised (type name and text)
+└── BrokerError               no broker to be had, or it never became ready
+
+``except LabkitError`` means labkit and nothing else. Facts are attributes, and Pika's own error is
+the ``__cause__``. :func:`classify` says what any error, ours or Pika's, means for a retry.
+"""
+
+# ruff: noqa: N818 - the names are the field's own words (PoolTimeout, NotConnected), not "...Error" by rule
+
+import re
+import ssl
+from collections.abc import Sequence
+from typing import ClassVar
+
+from labkit.verdicts import Kind, Verdict, classify, describe, is_tls_failure, reply_code, root_cause
+
+__all__ = [
+    "AccessRefused",
+    "AuthenticationFailed",
+    "BrokerError",
+    "CertificateExpired",
+    "CertificateNameMismatch",
+    "CertificateNotTrusted",
+    "ChannelLost",
+    "ClientCertificateRefused",
+    "ConfigurationError",
+    "ConnectError",
+    "DeadlineExceeded",
+    "FrameError",
+    "Kind",
+    "LabkitError",
+    "LeaseError",
+    "MissingExtra",
+    "NotConnected",
+    "NotTls",
+    "OutcomeUnknown",
+    "PoolClosed",
+    "PoolTimeout",
+    "PublishRejected",
+    "RemoteError",
+    "RpcTimeout",
+    "TlsError",
+    "TooManyWaiting",
+    "Unroutable",
+    "Verdict",
+    "classify",
+    "connect_error",
+    "describe",
+]
+
+
+class LabkitError(Exception):
+    """The root: every error labkit raises on purpose."""
+
+    #: What a retry would meet; None leaves the answer to ``__cause__`` or ``reason`` (see :func:`classify`).
+    kind: ClassVar[Kind | None] = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only facts would be lost by Exception's own way of pickling (multiprocessing, futures).
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[LabkitError], args: tuple[object, ...], facts: dict[str, object]) -> LabkitError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class ConfigurationError(LabkitError, ValueError):
+    """A setting that cannot be. Raised before any network I/O.
+
+    Attributes:
+        field: The setting's name, or None if the problem is not one field's.
+        value: What was given; None if it is secret or unknown.
+        allowed: What would be accepted, as text.
+    """
+
+    kind = Kind.OUR_BUG
+
+    def __init__(
+        self, message: str, *, field: str | None = None, value: object = None, allowed: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+
+class MissingExtra(ConfigurationError):
+    """A part of labkit needs a package that is not installed.
+
+    Attributes:
+        extra: The extra to install, as in ``labkit-rabbitmq[flask]``.
+        package: The module that could not be imported.
+    """
+
+    def __init__(self, extra: str, package: str) -> None:
+        super().__init__(
+            f"this needs the package {package!r}: pip install 'labkit-rabbitmq[{extra}]'", field="extra", allowed=extra
+        )
+        self.extra = extra
+        self.package = package
+
+
+class ConnectError(LabkitError):
+    """No connection before the deadline, or after the last attempt.
+
+    Attributes:
+        hosts: The ``host:port`` texts that were tried, in order.
+        attempts: How many connection attempts were made; one attempt tries all addresses of one host.
+        elapsed: Seconds spent, pauses included.
+    """
+
+    def __init__(self, message: str, *, hosts: Sequence[str] = (), attempts: int = 0, elapsed: float = 0.0) -> None:
+        super().__init__(message)
+        self.hosts = tuple(hosts)
+        self.attempts = attempts
+        self.elapsed = elapsed
+
+
+class AuthenticationFailed(ConnectError):
+    """The broker refused the user name, the password or the mechanism."""
+
+    kind = Kind.REFUSED
+
+
+class AccessRefused(ConnectError):
+    """The login was right, but this virtual host is missing or not this user's."""
+
+    kind = Kind.REFUSED
+
+
+class TlsError(ConnectError):
+    """The TLS handshake failed for good."""
+
+    kind = Kind.REFUSED
+
+
+class CertificateNotTrusted(TlsError):
+    """No authority that we trust signed the broker's certificate."""
+
+
+class CertificateNameMismatch(TlsError):
+    """The broker's certificate is for another name."""
+
+
+class CertificateExpired(TlsError):
+    """The broker's certificate is out of date, or not valid yet."""
+
+
+class ClientCertificateRefused(TlsError):
+    """The broker wants a client certificate: none was given, or it does not trust ours."""
+
+
+class NotTls(TlsError):
+    """What answers on that port does not speak TLS."""
+
+
+class NotConnected(LabkitError):
+    """There is no open connection: not opened yet, closed, or lost.
+
+    Attributes:
+        reason: The error that ended it, or None if it was never open or was closed on request.
+    """
+
+    def __init__(self, message: str, *, reason: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ChannelLost(LabkitError):
+    """The channel you held is gone; the connection may still be open.
+
+    Attributes:
+        reason: The error that closed it: Pika's ``ChannelClosedByBroker`` with the broker's own words, for example.
+    """
+
+    def __init__(self, message: str, *, reason: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PoolClosed(LabkitError):
+    """The pool was closed; it hands out nothing any more."""
+
+    kind = Kind.ASKED_FOR
+
+
+class PoolTimeout(LabkitError, TimeoutError):
+    """No entry became free in time.
+
+    Attributes:
+        timeout: Seconds that were waited.
+        stats: The pool's counters at that moment, if it gave them.
+    """
+
+    kind = Kind.BUSY
+
+    def __init__(self, message: str, *, timeout: float | None = None, stats: object = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        self.stats = stats
+
+
+class TooManyWaiting(LabkitError):
+    """The waiting line is full (``max_waiting``); raised at once.
+
+    Attributes:
+        waiting: How many callers are in the line.
+    """
+
+    kind = Kind.BUSY
+
+    def __init__(self, message: str, *, waiting: int | None = None) -> None:
+        super().__init__(message)
+        self.waiting = waiting
+
+
+class LeaseError(LabkitError):
+    """What you use is not yours: given back already, of another pool, or owned by another thread."""
+
+    kind = Kind.OUR_BUG
+
+
+class PublishRejected(LabkitError):
+    """The broker said no to a message (``Basic.Nack``); it may accept it later."""
+
+    kind = Kind.BUSY
+
+
+class Unroutable(LabkitError):
+    """No queue would have received the message, so the broker returned it (``Basic.Return``).
+
+    Attributes:
+        exchange: Where it was published; "" is the default exchange.
+        routing_key: Its routing key; on the default exchange, the queue's name.
+        reply_code: 312 for no route.
+    """
+
+    kind = Kind.REFUSED
+
+    def __init__(self, message: str, *, exchange: str = "", routing_key: str = "", reply_code: int = 312) -> None:
+        super().__init__(message)
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.reply_code = reply_code
+
+
+class OutcomeUnknown(LabkitError):
+    """The link ended before the broker answered: the message may be there, or not.
+
+    Publishing it again is safe only if the receiver can recognise a duplicate (``message_id``).
+
+    Attributes:
+        message_id: The message's id, if it had one.
+    """
+
+    kind = Kind.TRANSIENT
+
+    def __init__(self, message: str, *, message_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message_id = message_id
+
+
+class DeadlineExceeded(LabkitError, TimeoutError):
+    """An operation's own time ran out.
+
+    Attributes:
+        deadline: Seconds that it had.
+    """
+
+    kind = Kind.TRANSIENT
+
+    def __init__(self, message: str, *, deadline: float | None = None) -> None:
+        super().__init__(message)
+        self.deadline = deadline
+
+
+class FrameError(LabkitError):
+    """The byte stream is not AMQP 0-9-1; nobody knows where the next frame begins."""
+
+    kind = Kind.OUR_BUG
+
+
+class RpcTimeout(LabkitError, TimeoutError):
+    """No reply in time.
+
+    Attributes:
+        timeout: Seconds that were waited.
+    """
+
+    kind = Kind.TRANSIENT
+
+    def __init__(self, message: str, *, timeout: float | None = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+
+
+class RemoteError(LabkitError):
+    """The endpoint raised.
+
+    Attributes:
+        type_name: The remote exception's class name.
+        text: Its text.
+    """
+
+    kind = Kind.REFUSED
+
+    def __init__(self, type_name: str, text: str) -> None:
+        super().__init__(f"{type_name}: {text}")
+        self.type_name = type_name
+        self.text = text
+
+
+class BrokerError(LabkitError):
+    """No broker to be had, or it never became ready, or it cannot do what was asked."""
+
+    kind = Kind.REFUSED
+
+
+def connect_error(cause: BaseException, *, hosts: Sequence[str], attempts: int, elapsed: float) -> ConnectError:
+    """Return our error for a connect that failed with *cause*; the caller raises it ``from cause``.
+
+    Its text names the hosts, the attempts, the seconds and a cause that is never empty.
+    """
+    cls, clue = _connect_class(cause)
+    tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    message = f"no connection to {', '.join(hosts)} after {tries} in {elapsed:.1f} s: {describe(cause)}"
+    return cls(f"{message} ({clue})" if clue else message, hosts=hosts, attempts=attempts, elapsed=elapsed)
+
+
+def _connect_class(cause: BaseException) -> tuple[type[ConnectError], str]:
+    """Return the class, and the next clue for whoever reads the text."""
+    if is_tls_failure(cause):
+        return _tls_class(root_cause(cause))
+    verdict = classify(cause)
+    if verdict.kind is not Kind.REFUSED:
+        return ConnectError, verdict.advice if verdict.kind is Kind.BUSY else ""
+    name = type(root_cause(cause)).__name__
+    if name in ("ProbableAuthenticationError", "AuthenticationError") or reply_code(cause) == 403:
+        return AuthenticationFailed, "check the user name and the password; guest may log in from localhost only"
+    if name == "ProbableAccessDeniedError" or reply_code(cause) == 530:
+        return AccessRefused, "the login is right; check the virtual host's name and this user's permissions on it"
+    return ConnectError, ""
+
+
+# OpenSSL's X509_V_ERR_... numbers (x509_vfy.h): 9 not yet valid, 10 expired, 62 host name, 64 IP address.
+_TLS_CLASSES: dict[int, tuple[type[TlsError], str]] = {
+    9: (CertificateExpired, "check the clock, or ask for a certificate that is valid now"),
+    10: (CertificateExpired, "the broker needs a new certificate"),
+    62: (CertificateNameMismatch, "use the host name in the certificate, or set TlsSettings.server_name"),
+    64: (CertificateNameMismatch, "use the address in the certificate, or set TlsSettings.server_name"),
+}
+
+
+def _tls_class(cause: BaseException) -> tuple[type[TlsError], str]:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _TLS_CLASSES.get(
+            cause.verify_code, (CertificateNotTrusted, "give the authority that signed it: TlsSettings.ca_file")
+        )
+    text = str(cause).upper()
+    if re.search(r"WRONG_VERSION_NUMBER|RECORD LAYER FAILURE|RECORD_LAYER_FAILURE|HTTP_REQUEST", text):
+        return NotTls, "that port speaks plain AMQP; the TLS port is usually 5671"
+    if re.search(r"CERTIFICATE|UNKNOWN[ _]CA|HANDSHAKE[ _]FAILURE", text):
+        return ClientCertificateRefused, "give a certificate that the broker trusts: TlsSettings.cert_file and key_file"
+    return TlsError, ""
