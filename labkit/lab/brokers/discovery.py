@@ -1,0 +1,290 @@
+"""Find the bench's broker, or start one: which backend, in which order, and what to say when there is none."""
+
+import atexit
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from labkit.errors import BrokerError, ConfigurationError
+from labkit.lab import home as homes
+from labkit.lab.brokers import ports, sources
+from labkit.lab.brokers.guard import RELEASED
+from labkit.lab.brokers.interface import START_TIMEOUT, Broker
+from labkit.lab.brokers.local import LocalBroker
+from labkit.lab.brokers.state import Record, StateFile
+
+VARIABLE = "LABKIT_BROKER"
+KINDS = ("auto", "compose", "local")
+
+Say = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def find(home: Path | None = None) -> Broker | None:
+    """Return the running broker that *home*'s state file names, or the one of LABKIT_BROKER's URL; else None.
+
+    A state file whose broker is gone (it died, the machine was started anew, its process id is another
+    program's now) is noticed, and what that broker left is removed.
+
+    Args:
+        home: The bench directory; None means LABKIT_BROKER's, or the project's.
+    """
+    kind, place = _where("auto", home)
+    if "://" in kind:
+        return _remote(kind)
+    return _recorded(place)
+
+
+def up(
+    kind: str = "auto",
+    home: Path | None = None,
+    say: Say = silent,
+    *,
+    rootfs: Path | None = None,
+    scripts: Path | None = None,
+    image: str | None = None,
+    timeout: float = START_TIMEOUT,
+) -> Broker:
+    """Return *home*'s running broker, or start one that outlives this process.
+
+    Args:
+        kind: "auto", "compose", "local" or an AMQP URL; LABKIT_BROKER answers for "auto".
+        home: The bench directory; None means LABKIT_BROKER's, or the project's.
+        say: Told what happens, a line at a time.
+        rootfs: A root directory to run instead of the project's (backend local).
+        scripts: A directory of RabbitMQ's scripts to run (backend local).
+        image: An image to run (backend compose).
+        timeout: Seconds from the broker's start to its first AMQP handshake.
+
+    Raises:
+        BrokerError: none could be had; the text says what was tried and how to get one.
+        ConfigurationError: *kind* or LABKIT_BROKER is none of the words allowed.
+    """
+    kind, place = _where(kind, home)
+    if "://" in kind:
+        return _remote(kind)
+    place = homes.private_directory(place)
+    with StateFile(place).lock():
+        running = _recorded(place)
+        if running is not None:
+            if kind not in {"auto", running.backend}:
+                raise BrokerError(
+                    f"a {running.backend} broker runs in {place} already, and {kind} was asked for: `labkit down` ends it"
+                )
+            return running
+        return _start(kind, place, say, _Pins(rootfs, scripts, image), timeout, own=False)
+
+
+def down(home: Path | None = None) -> bool:
+    """End *home*'s broker with everything it left, and return whether there was anything to end."""
+    kind, place = _where("auto", home)
+    if "://" in kind or not place.is_dir():
+        return False
+    return discard(place)
+
+
+def discard(home: str | Path) -> bool:
+    """End whatever *home* records, in any state, and return whether there was anything."""
+    place = Path(home)
+    state = StateFile(place)
+    with state.lock():
+        record = state.read()
+        if record is None:
+            state.remove()
+            return False
+        _attach(place, record).throw_away()
+        return True
+
+
+@contextlib.contextmanager
+def own(
+    kind: str = "auto",
+    say: Say = silent,
+    *,
+    rootfs: Path | None = None,
+    scripts: Path | None = None,
+    image: str | None = None,
+    timeout: float = START_TIMEOUT,
+) -> Iterator[Broker]:
+    """Start a private broker for the length of the block, to kill it or to alarm it.
+
+    It has its own temporary directory and free ports, and is thrown away at the end of the block, at
+    the interpreter's exit, and (by a guard that waits on a pipe) when this process is killed.
+
+    Args:
+        kind: "auto", "compose" or "local"; for "auto" LABKIT_BROKER may name one of the two.
+        say: Told what happens, a line at a time.
+        rootfs: As for :func:`up`.
+        scripts: As for :func:`up`.
+        image: As for :func:`up`.
+        timeout: As for :func:`up`.
+
+    Raises:
+        BrokerError: none could be had.
+    """
+    asked = os.environ.get(VARIABLE, "auto") if kind == "auto" else kind
+    place = homes.private_directory(Path(tempfile.mkdtemp(prefix="labkit-")))
+    guard = _guard(place)
+
+    def release() -> None:
+        try:
+            discard(place)
+            # Only now: were we killed inside discard, the guard would still do it.
+            with contextlib.suppress(OSError):
+                _tell(guard, RELEASED)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    atexit.register(release)
+    try:
+        with StateFile(place).lock():
+            # A URL or a directory names a shared broker, and this one is to be broken.
+            chosen = asked if asked in KINDS else "auto"
+            broker = _start(chosen, place, say, _Pins(rootfs, scripts, image), timeout, own=True)
+        yield broker
+    finally:
+        atexit.unregister(release)
+        release()
+
+# --- helpers -----------------------------------------------------------------------------------------
+
+
+class _Pins:
+    """What a caller insists on: a source, an image, or nothing."""
+
+    def __init__(self, rootfs: Path | None, scripts: Path | None, image: str | None) -> None:
+        self.rootfs = rootfs
+        self.scripts = scripts
+        self.image = image
+
+
+def _where(kind: str, home: Path | None) -> tuple[str, Path]:
+    """Return the kind of broker and the bench directory that the arguments and LABKIT_BROKER mean."""
+    place = home or homes.bench()
+    if kind != "auto":
+        return _checked(kind, "kind"), place
+    named = os.environ.get(VARIABLE, "") or "auto"
+    if named in KINDS or "://" in named:
+        return _checked(named, VARIABLE), place
+    if home is not None:
+        return "auto", home
+    directory = Path(named)
+    if not directory.is_dir():
+        raise ConfigurationError(f"{VARIABLE}: {_allowed()}; there is no directory {named!r}")
+    return "auto", directory
+
+
+def _checked(kind: str, field: str) -> str:
+    if kind in KINDS or kind.startswith(("amqp://", "amqps://")):
+        return kind
+    shown = "that URL" if "://" in kind else repr(kind)  # a URL may hold a password
+    raise ConfigurationError(f"{field}: {_allowed()}, not {shown}")
+
+
+def _allowed() -> str:
+    return "must be auto, compose, local, an amqp:// or amqps:// URL, or (LABKIT_BROKER) a bench directory"
+
+
+def _recorded(home: Path) -> Broker | None:
+    """Return the running broker that *home* records; what a dead one left is removed."""
+    state = StateFile(home)
+    record = state.read()
+    if record is None:
+        return None
+    broker = _attach(home, record)
+    if broker.is_running:
+        return broker
+    if record.wanted == "running":
+        with state.lock():
+            # Another process may have repaired it while we waited for the lock.
+            again = state.read()
+            if again == record and not broker.is_running:
+                broker.throw_away()
+    return None
+
+
+def _attach(home: Path, record: Record) -> Broker:
+    if record.backend == LocalBroker.backend:
+        return LocalBroker(home)
+    raise BrokerError(f"{StateFile(home).path} names a backend {record.backend!r} that this labkit does not have")
+
+
+def _start(kind: str, home: Path, say: Say, pins: _Pins, timeout: float, *, own: bool) -> Broker:
+    tried: list[str] = []
+    if kind in {"auto", "local"}:
+        source = _source(pins, tried)
+        if source is not None:
+            return _start_local(home, source, say, timeout, own=own)
+    raise BrokerError("no RabbitMQ to be had:\n  " + "\n  ".join(tried))
+
+
+def _source(pins: _Pins, tried: list[str]) -> sources.Source | None:
+    """Return a local source, best first; why each was passed over is added to *tried*."""
+    if pins.rootfs is not None:
+        return sources.from_rootfs(pins.rootfs)
+    if pins.scripts is not None:
+        return sources.from_scripts(pins.scripts)
+    try:
+        return sources.from_rootfs(sources.default_rootfs())
+    except BrokerError as error:
+        tried.append(f"root directory: {error}")
+    try:
+        return sources.from_scripts()
+    except BrokerError as error:
+        tried.append(f"installed scripts: {error}")
+    return None
+
+
+def _start_local(home: Path, source: sources.Source, say: Say, timeout: float, *, own: bool) -> Broker:
+    amqp, management = _preferred_ports(home)
+    say(f"starting RabbitMQ from {source.path} (about 4 s)")
+    for is_last in (False, False, True):
+        broker = LocalBroker.create(home, source, amqp_port=amqp, management_port=management, own=own)
+        try:
+            broker.start(timeout)
+        except BrokerError as error:
+            taken = "eaddrinuse" in broker.logs(200)
+            broker.throw_away()
+            if is_last or not taken:
+                raise
+            say(f"a port was taken while RabbitMQ started, trying others ({error})")
+            continue
+        port = broker.settings().port
+        if amqp and port != amqp:
+            say(f"port {amqp} is busy: this broker listens on {port}")
+        return broker
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _preferred_ports(home: Path) -> tuple[int, int]:
+    """Return the well-known ports for the learner's bench; test benches and private brokers take free ones."""
+    if home.resolve() == homes.bench().resolve():
+        return ports.AMQP_DEFAULT, ports.MANAGEMENT_DEFAULT
+    return 0, 0
+
+
+def _remote(url: str) -> Broker:
+    raise BrokerError(f"a broker by URL is not there yet ({url})")
+
+
+def _guard(home: Path) -> "subprocess.Popen[bytes]":
+    """Start the process that throws *home*'s broker away when we are gone."""
+    script = Path(__file__).with_name("guard.py")
+    return subprocess.Popen(
+        # -I: the script's own directory stays off the path, its modules have common names.
+        # -S: site-packages wait until they are needed; 10 MB instead of 30.
+        [sys.executable, "-I", "-S", str(script), str(home), str(homes.PACKAGE.parent)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def _tell(guard: "subprocess.Popen[bytes]", word: bytes) -> None:
+    guard.communicate(word, timeout=10)

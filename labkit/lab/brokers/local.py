@@ -1,0 +1,331 @@
+"""A RabbitMQ node of this machine without Docker. Knows processes and files, no container.
+
+Nothing of a RabbitMQ that the machine already runs is touched: the node has its own name, ports,
+data, log, cookie and port mapper (epmd), and listens on the loopback address only. Two sources:
+a root directory (an unpacked system with RabbitMQ in it, run in a mount namespace of its own), or
+the scripts of an installed RabbitMQ.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from labkit.errors import BrokerError, ConfigurationError
+from labkit.lab.brokers import ports, processes, ready
+from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
+from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
+from labkit.lab.brokers.sources import CHROOT_PATH, Source
+from labkit.lab.brokers.state import Record, StateFile
+from labkit.lab.home import require_space, unwritable
+from labkit.settings import BrokerSettings
+
+NODE_DIRECTORY = "node"
+INSIDE = "/labkit"  # where the node's directory is mounted in a root directory
+LOG = "node.log"
+KILL_TIMEOUT = 10.0  # seconds; the kernel needs milliseconds
+START_ATTEMPTS = 3  # another program may take a free port before the node does
+# Mounted by a shell in a namespace of its own, so the mounts go with the process. ("exec chroot"
+# keeps the process id: the one we are given is the broker.)
+CHROOT = (
+    'R=$1; B=$2; shift 2; mount --rbind /dev "$R/dev"; mount --rbind /proc "$R/proc"; '
+    'mount --bind "$B" "$R/labkit"; exec chroot "$R" "$@"'
+)
+# The shell ends at once and leaves the broker to the system: nobody here has to wait for it,
+# and it outlives the command that started it.
+DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
+
+
+class LocalBroker(Broker):
+    """A private node, driven by signals and rabbitmqctl. Any process of this user may drive it."""
+
+    backend = "local"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._home = home
+        self._state = StateFile(home)
+        self._last: Record | None = self._state.read()
+        self.directory = home / NODE_DIRECTORY
+
+    @classmethod
+    def create(cls, home: Path, source: Source, *, amqp_port: int, management_port: int, own: bool) -> "LocalBroker":
+        """Record a new node in *home* and return it, not started yet.
+
+        Args:
+            home: The bench directory; it exists.
+            source: Where RabbitMQ comes from.
+            amqp_port: The preferred port; another free one is taken where it is busy.
+            management_port: Likewise.
+            own: Whether it ends with the process that made it.
+
+        Raises:
+            BrokerError: *home* cannot be written or is full.
+            ConfigurationError: RabbitMQ's scripts cannot live with a character of its path.
+        """
+        if not source.is_rootfs and (bad := sorted(set(str(home)) & set("*?^![]{}"))):
+            raise ConfigurationError(f"home: RabbitMQ's scripts cannot use a path with {' '.join(bad)} in it: {home}")
+        require_space(home)
+        dist, epmd = ports.free_ports(2)
+        StateFile(home).write(
+            Record(
+                backend=cls.backend,
+                amqp_port=ports.choose(amqp_port),
+                management_port=ports.choose(management_port),
+                username=LAB_USER,
+                password=new_password(),
+                wanted="stopped",
+                own=own,
+                source=str(source.path),
+                rootfs=source.is_rootfs,
+                # The port mapper is private, so any name would do; this one tells two benches apart in `ps`.
+                node=f"labkit-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}@localhost",
+                dist_port=dist,
+                epmd_port=epmd,
+            )
+        )
+        return cls(home)
+
+    # --- facts -----------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Everything."""
+        return frozenset({"process", "alarm", "management", "logs"})
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the node's process lives; a paused one does."""
+        record = self._state.read()
+        return record is not None and _lives(record)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the node's process is frozen."""
+        record = self._state.read()
+        return record is not None and _lives(record) and processes.is_paused(record.pid)
+
+    @property
+    def management_url(self) -> str:
+        """The management page's address."""
+        return f"http://{ports.LOOPBACK}:{self._record().management_port}"
+
+    def logs(self, lines: int = 50) -> str:
+        """Return the last *lines* lines of the node's log."""
+        return "\n".join(self._log_lines()[-lines:])
+
+    # --- verbs -----------------------------------------------------------------------------------
+
+    def start(self, timeout: float = START_TIMEOUT) -> None:
+        """Start it, on the ports it had, and return once it answers an AMQP handshake.
+
+        Raises:
+            BrokerError: it ended, or was not ready after *timeout* seconds; its log's last line is in the text.
+        """
+        with self._state.lock():
+            record = self._record()
+            if _lives(record):
+                return
+            self._write_files(record)
+            record = self._spawn(record)
+            try:
+                ready.wait_until_ready(
+                    self.settings(),
+                    timeout=timeout,
+                    ended=lambda: None if _lives(record) else "its process is gone",
+                    clue=self._clue,
+                )
+            except BaseException:
+                # Also an interrupt: nobody would know of a node that is half up.
+                self._end(record, "SIGKILL", KILL_TIMEOUT)
+                self._state.write(record.replace(wanted="stopped", pid=0, identity=""))
+                with contextlib.suppress(BrokerError):
+                    processes.end_epmd(record.epmd_port)
+                raise
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop it gracefully; a paused one is resumed first, and one that does not end in time is killed."""
+        with self._state.lock():
+            record = self._record()
+            self._state.write(record.replace(wanted="stopped"))
+            processes.send(record.pid, record.identity, "SIGCONT")
+            if not self._end(record, "SIGTERM", timeout):
+                self._end(record, "SIGKILL", KILL_TIMEOUT)
+
+    def kill(self) -> None:
+        """End its process without a word to anyone (SIGKILL)."""
+        with self._state.lock():
+            record = self._record()
+            self._state.write(record.replace(wanted="stopped"))
+            if not self._end(record, "SIGKILL", KILL_TIMEOUT):
+                raise BrokerError(f"process {record.pid} is still there {KILL_TIMEOUT:g} s after SIGKILL")
+
+    def pause(self) -> None:
+        """Freeze its process: connections stay open and say nothing."""
+        record = self._running_record("pause")
+        processes.send(record.pid, record.identity, "SIGSTOP")
+        end = time.monotonic() + KILL_TIMEOUT
+        while not processes.is_paused(record.pid):
+            if time.monotonic() >= end:
+                raise BrokerError(f"process {record.pid} does not stop {KILL_TIMEOUT:g} s after SIGSTOP")
+            time.sleep(processes.POLL)
+
+    def resume(self) -> None:
+        """Let a paused process go on; no harm to one that is not paused."""
+        record = self._running_record("resume")
+        processes.send(record.pid, record.identity, "SIGCONT")
+
+    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Run ``rabbitmqctl -q`` with *arguments* on this node and return what it printed."""
+        if self.is_paused:
+            raise BrokerError(f"the broker is paused and cannot answer rabbitmqctl {arguments[0]}: resume() it first")
+        record = self._record()
+        try:
+            done = subprocess.run(
+                _command(record, self.directory, "rabbitmqctl", "-q", *arguments),
+                env=_environment(record, self.directory), stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=timeout, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise BrokerError(f"rabbitmqctl {arguments[0]} gave no answer within {timeout:g} s") from error
+        if done.returncode:
+            said = " ".join((done.stderr or done.stdout).split())[:400]
+            raise BrokerError(f"rabbitmqctl {arguments[0]} failed with code {done.returncode}: {said}")
+        return done.stdout
+
+    def throw_away(self) -> None:
+        """Kill it, end its port mapper, remove its directory and the state file."""
+        with self._state.lock():
+            record = self._state.read()
+            if record is not None:
+                self._end(record, "SIGKILL", KILL_TIMEOUT)
+                processes.end_epmd(record.epmd_port)
+            self._state.remove()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _base_settings(self) -> BrokerSettings:
+        record = self._record()
+        return BrokerSettings(
+            host=ports.LOOPBACK, port=record.amqp_port, username=record.username, password=record.password
+        )
+
+    def _record(self) -> Record:
+        """Return what is recorded now: another process may have restarted the node meanwhile."""
+        record = self._state.read()
+        if record is None or record.backend != self.backend:
+            raise BrokerError(f"there is no broker in {self._home} any more: `labkit up` starts one")
+        self._last = record
+        return record
+
+    def _running_record(self, verb: str) -> Record:
+        record = self._record()
+        if not _lives(record):
+            raise BrokerError(f"cannot {verb} the broker: it is not running; start() it first")
+        return record
+
+    def _end(self, record: Record, signal_name: str, timeout: float) -> bool:
+        processes.send(record.pid, record.identity, signal_name)
+        return not record.pid or processes.wait_gone(record.pid, record.identity, timeout)
+
+    def _write_files(self, record: Record) -> None:
+        seen = INSIDE if record.rootfs else self.directory.as_posix()
+        settings = (
+            f"listeners.tcp.1 = {ports.LOOPBACK}:{record.amqp_port}\n"
+            f"management.tcp.ip = {ports.LOOPBACK}\n"
+            f"management.tcp.port = {record.management_port}\n"
+            f"distribution.listener.interface = {ports.LOOPBACK}\n"
+            f"load_definitions = {seen}/definitions.json\n"
+            # The management page's figures every second (normally 5 s): a class is watching.
+            "collect_statistics_interval = 1000\n"
+            "log.console = true\nlog.console.use_colors = off\nlog.file = false\n"
+        )
+        try:
+            for name in ("data", "log", "home", "conf.d"):
+                (self.directory / name).mkdir(parents=True, exist_ok=True)
+            (self.directory / "rabbitmq.conf").write_text(settings, encoding="utf-8")
+            (self.directory / "enabled_plugins").write_text("[rabbitmq_management].\n", encoding="utf-8")
+            imported = self.directory / "definitions.json"
+            if not imported.exists():
+                imported.write_text(definitions(record.username, record.password), encoding="utf-8")
+            cookie = self.directory / "home" / ".erlang.cookie"
+            if not cookie.exists():
+                cookie.write_text(new_password(), encoding="ascii")
+                cookie.chmod(0o400)  # Erlang refuses a cookie that others can read
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+
+    def _spawn(self, record: Record) -> Record:
+        detached = ["sh", "-c", DETACH, "sh", str(self.directory / LOG)]
+        try:
+            started = subprocess.run(
+                [*detached, *_command(record, self.directory, "rabbitmq-server")],
+                # Its own session: Ctrl-C in the notebook server's terminal must not reach it.
+                env=_environment(record, self.directory), start_new_session=True,
+                capture_output=True, text=True, timeout=10, check=True,
+            )  # fmt: skip
+            pid = int(started.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            raise BrokerError(f"cannot start a process for the broker: {error}") from error
+        return self._state.write(record.replace(wanted="running", pid=pid, identity=processes.identity(pid)))
+
+    def _log_lines(self) -> list[str]:
+        with contextlib.suppress(OSError):
+            return (self.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        return []
+
+    def _clue(self) -> str:
+        return last_clue(self._log_lines())
+
+
+def last_clue(lines: list[str]) -> str:
+    """Return the line of a log that says most: the last one that speaks of an error, else the last one."""
+    told = [line.strip() for line in lines[-40:] if len(line.split()) > 2]
+    errors = [line for line in told if "error" in line.lower()]
+    return (errors or told or ["(the log is empty)"])[-1]
+
+
+def _lives(record: Record) -> bool:
+    return bool(record.identity) and processes.identity(record.pid) == record.identity
+
+
+def _command(record: Record, directory: Path, script: str, *arguments: str) -> list[str]:
+    if not record.rootfs:
+        return [str(Path(record.source) / script), *arguments]
+    namespace = ["unshare", "--mount"] if _is_root() else ["unshare", "--mount", "--map-root-user"]
+    return [*namespace, "sh", "-ec", CHROOT, "sh", record.source, str(directory), script, *arguments]
+
+
+def _environment(record: Record, directory: Path) -> dict[str, str]:
+    seen = INSIDE if record.rootfs else str(directory)
+    return {
+        "PATH": CHROOT_PATH if record.rootfs else os.environ.get("PATH", os.defpath),
+        "HOME": f"{seen}/home",
+        "LANG": "C.UTF-8",
+        "RABBITMQ_NODENAME": record.node,
+        "RABBITMQ_CONFIG_FILE": f"{seen}/rabbitmq",
+        "RABBITMQ_CONFIG_FILES": f"{seen}/conf.d/*.conf",  # else the system's conf.d is read
+        "RABBITMQ_ADVANCED_CONFIG_FILE": f"{seen}/advanced.config",
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # else the system's rabbitmq-env.conf
+        "RABBITMQ_ENABLED_PLUGINS_FILE": f"{seen}/enabled_plugins",
+        "RABBITMQ_MNESIA_BASE": f"{seen}/data",
+        "RABBITMQ_LOG_BASE": f"{seen}/log",
+        "RABBITMQ_PID_FILE": f"{seen}/pid",
+        "ERL_CRASH_DUMP": f"{seen}/erl_crash.dump",  # else it lands in the working directory
+        "RABBITMQ_DIST_PORT": str(record.dist_port),
+        "ERL_EPMD_PORT": str(record.epmd_port),
+        "ERL_EPMD_ADDRESS": ports.LOOPBACK,
+        # rabbitmqctl is a node of its own, and would listen on every address while it runs.
+        "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        # The script then replaces itself by the Erlang VM: the process we know is the broker.
+        "RUNNING_UNDER_SYSTEMD": "true",
+    }
+
+
+def _is_root() -> bool:
+    return sys.platform != "win32" and os.geteuid() == 0

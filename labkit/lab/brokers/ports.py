@@ -1,0 +1,50 @@
+"""Choose ports on this machine's loopback address. No state."""
+
+import os
+import socket
+
+LOOPBACK = "127.0.0.1"
+AMQP_DEFAULT = 5672
+MANAGEMENT_DEFAULT = 15672
+
+
+def is_free(port: int) -> bool:
+    """Return whether nobody listens on *port* here, and we could."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        # A listener on every address lets some systems bind the loopback one as well: ask it too.
+        if probe.connect_ex((LOOPBACK, port)) == 0:
+            return False
+    with socket.socket() as probe:
+        if os.name != "nt":
+            # Connections that a former broker closed rest on its port for a minute; a listener can
+            # still be opened there, and RabbitMQ does it this way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Return *count* different ports that nobody has now.
+
+    Something may take one before it is used: whoever uses them retries its start.
+    """
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def choose(preferred: int, *others: int) -> int:
+    """Return the first free one of the ports named (0 counts as none), else any free port."""
+    for port in (preferred, *others):
+        if port and is_free(port):
+            return port
+    return free_ports(1)[0]

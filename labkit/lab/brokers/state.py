@@ -1,0 +1,119 @@
+"""What a bench remembers about its broker: one JSON file, replaced atomically under a lock. No I/O beyond its directory."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from labkit.errors import BrokerError
+from labkit.lab.home import unwritable
+
+STATE_FILE = "broker.json"
+LOCK_FILE = "broker.lock"
+LOCK_TIMEOUT = 240.0  # seconds: whoever holds it may be pulling an image (120 s) and booting (60 s)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One broker as its bench remembers it; enough for another process to drive it.
+
+    ``wanted`` tells a broker that was stopped on purpose ("stopped") from one that died ("running").
+    ``identity`` is when the process began, so that a reused process id is not taken for the broker.
+    """
+
+    backend: str
+    amqp_port: int
+    management_port: int
+    username: str
+    password: str
+    wanted: str = "running"
+    own: bool = False
+    # local
+    source: str = ""
+    rootfs: bool = False
+    node: str = ""
+    dist_port: int = 0
+    epmd_port: int = 0
+    pid: int = 0
+    identity: str = ""
+    # compose
+    project: str = ""
+    image: str = ""
+
+    def __repr__(self) -> str:
+        """Show what it is; no port, process id or password (notebooks compare what they print)."""
+        return f"Record(backend={self.backend!r}, wanted={self.wanted!r})"
+
+    def replace(self, **changes: Any) -> "Record":
+        """Return a copy with *changes*."""
+        return replace(self, **changes)
+
+
+class StateFile:
+    """The state file of one bench directory. Processes may share it; writers hold :meth:`lock`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.path = home / STATE_FILE
+        # One lock object a path: two StateFiles of one bench must not wait for each other in one thread.
+        self._lock = filelock.FileLock(home / LOCK_FILE, is_singleton=True)
+
+    def read(self) -> Record | None:
+        """Return what is recorded, or None. A file that cannot be understood counts as none."""
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            known = {field.name for field in fields(Record)}
+            return Record(**{key: value for key, value in data.items() if key in known})
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, AttributeError, OSError):
+            # Half a file (a full disk), another version's file: the broker behind it cannot be
+            # driven any more, so the bench begins anew.
+            return None
+
+    def write(self, record: Record) -> Record:
+        """Replace what is recorded, whole or not at all, and return *record*.
+
+        Raises:
+            BrokerError: the directory cannot be written.
+        """
+        temporary = ""
+        try:
+            # mkstemp makes it readable to this user alone, before the password is in it.
+            descriptor, temporary = tempfile.mkstemp(dir=self.home, prefix=".broker-", suffix=".json")
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(asdict(record), file, indent=1)
+            os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one, spelled out
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise unwritable(self.home, error) from error
+        return record
+
+    def remove(self) -> None:
+        """Forget the broker."""
+        self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+        """Hold the bench against other processes and threads; re-entrant within one thread.
+
+        Raises:
+            BrokerError: another process kept it for *timeout* seconds.
+        """
+        try:
+            with self._lock.acquire(timeout=timeout):
+                yield
+        except filelock.Timeout as error:
+            raise BrokerError(
+                f"another process has been starting or stopping the broker of {self.home} for {timeout:g} s; "
+                "wait for it, or end it and try again"
+            ) from error
+        except PermissionError as error:
+            raise unwritable(self.home, error) from error
