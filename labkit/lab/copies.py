@@ -1,0 +1,270 @@
+"""The learner's copies: ``work/`` is made from ``notebooks/`` and never loses what the learner did.
+
+The rule, whatever happens: *nothing a learner typed or ran is overwritten or deleted.*
+
+- A copy whose text the learner changed is left alone, also when the reference changed; ``reset`` gives a new one.
+- Running a copy is not changing it. When its reference changes, a copy that was run but not edited is replaced, and the
+  one with the outputs is kept beside it as ``NN.mine.ipynb``, then ``NN.mine.2.ipynb`` and so on.
+- What we wrote is remembered in ``work/.labkit-copies.json``. Without that file every existing copy counts as changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from labkit.lab import home
+from labkit.lab.notebook_file import (
+    FOLDER,
+    Notebook,
+    NotebookError,
+    card,
+    clear,
+    code_cells,
+    find,
+    fingerprint,
+    has_outputs,
+    normalise,
+    notebooks,
+    number_of,
+    read,
+    tags,
+    title,
+    write,
+    write_whole,
+)
+
+WORK = "work"
+LANDING = "README.ipynb"
+MANIFEST = ".labkit-copies.json"
+_NOT_FOR_LEARNERS = {"instructor"}
+
+
+class Outcome(StrEnum):
+    """What became of one copy."""
+
+    WRITTEN = "written"
+    CURRENT = "up to date"
+    REPLACED = "replaced, the reference changed"
+    KEPT = "kept, you changed it"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One file in ``work/`` after a refresh or a reset. *mine* is where the learner's earlier version is, if moved."""
+
+    path: Path
+    outcome: Outcome
+    mine: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a learner is: exercises whose first check says PASS, of all; and whether anything was run."""
+
+    solved: int
+    exercises: int
+    started: bool
+
+    def __str__(self) -> str:
+        if not self.started:
+            return "not started"
+        if self.solved == self.exercises:
+            return "done"
+        return f"{self.solved} of {self.exercises} solved"
+
+
+def refresh_work(project: Path | None = None) -> list[Copy]:
+    """Bring ``work/`` up to date with ``notebooks/``: new copies, fresh copies of unchanged ones, the landing page.
+
+    Safe to call at each start. Returns one entry a file, the landing page first.
+
+    Raises:
+        NotebookError: a reference is not a notebook, or ``work/`` cannot be written.
+    """
+    project = project or home.project()
+    work = project / WORK
+    manifest = _read_manifest(work)
+    try:
+        copies = [
+            _refresh_notebook(work / reference.name, learner_copy(read(reference)), manifest)
+            for reference in notebooks(project)
+        ]
+        copies += [_refresh_asset(work / place, source, manifest) for place, source in _assets(project / FOLDER)]
+        copies.insert(0, _refresh_notebook(work / LANDING, landing_page(project), manifest))
+        _write_manifest(work, manifest)
+    except OSError as error:
+        raise NotebookError(f"{work} cannot be written: {error}") from error
+    return copies
+
+
+def reset(number: str | int, project: Path | None = None) -> Copy:
+    """Give the learner a fresh copy of one notebook; keep the old one as ``NN.mine.ipynb`` if anything was done to it.
+
+    Raises:
+        ConfigurationError: there is no such notebook; the text lists what exists.
+        NotebookError: ``work/`` cannot be written.
+    """
+    project = project or home.project()
+    reference = find(number, project)
+    work = project / WORK
+    path = work / reference.name
+    fresh = learner_copy(read(reference))
+    manifest = _read_manifest(work)
+    try:
+        mine = None
+        if path.exists() and not _is_untouched(path, fresh):
+            mine = _free_name(path)
+            path.rename(mine)
+        copy = Copy(path, Outcome.REPLACED if mine else Outcome.WRITTEN, mine)
+        _write_copy(fresh, path, manifest)
+        _write_manifest(work, manifest)
+    except OSError as error:
+        raise NotebookError(f"{path} cannot be replaced: {error}") from error
+    return copy
+
+
+def learner_copy(reference: Notebook) -> Notebook:
+    """Return what a learner opens: no outputs, no counts, solutions collapsed."""
+    copy = normalise(clear(reference))
+    for cell in code_cells(copy):
+        if "solution" in tags(cell):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    return copy
+
+
+def progress(copy: Notebook) -> Progress:
+    """Read a learner's progress from the outputs stored in their copy."""
+    solved = exercises = 0
+    waiting = False
+    for cell in code_cells(copy):
+        if "exercise" in tags(cell):
+            exercises += 1
+            waiting = True
+        elif waiting and "check" in tags(cell):
+            waiting = False
+            solved += any("PASS" in output.get("text", "") for output in cell.outputs)
+    return Progress(solved, exercises, has_outputs(copy))
+
+
+def landing_page(project: Path) -> Notebook:
+    """Return the table of notebooks that JupyterLab opens first: question, minutes, how far you are."""
+    rows = []
+    for path in notebooks(project):
+        reference = read(path)
+        about = card(reference)
+        mine = project / WORK / path.name
+        done = progress(_read_or(mine, reference)) if mine.exists() else Progress(0, 0, started=False)
+        minutes = about.minutes_to_read + about.minutes_to_do
+        rows.append(f"| [{title(reference) or path.stem}]({path.name}) | {about.question} | {minutes or ''} | {done} |")
+    table = "\n".join(["| notebook | question | minutes | done? |", "| --- | --- | ---: | --- |", *rows])
+    advice = (
+        "Run the cells from top to bottom. These files are yours: a new version of the course never overwrites what "
+        "you changed. In a terminal, `labkit reset 03` gives a fresh copy of notebook 03 and keeps yours as "
+        "`03.mine.ipynb`. The last column is brought up to date each time the lab starts."
+    )
+    page = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# Table of notebooks", id="title"),
+            nbformat.v4.new_markdown_cell(table, id="table"),
+            nbformat.v4.new_markdown_cell(advice, id="advice"),
+        ]
+    )
+    return normalise(page)
+
+
+def _refresh_notebook(path: Path, fresh: Notebook, manifest: dict[str, str]) -> Copy:
+    if not path.exists():
+        _write_copy(fresh, path, manifest)
+        return Copy(path, Outcome.WRITTEN)
+    wanted = fingerprint(fresh)
+    try:
+        present = read(path)
+    except NotebookError:
+        return Copy(path, Outcome.KEPT)  # half an edit, a merge conflict: whatever it is, it is the learner's
+    if fingerprint(present) == wanted:
+        manifest[path.name] = wanted
+        return Copy(path, Outcome.CURRENT)
+    if fingerprint(present) != manifest.get(path.name):
+        return Copy(path, Outcome.KEPT)
+    mine = None
+    if has_outputs(present):
+        mine = _free_name(path)
+        path.rename(mine)
+    _write_copy(fresh, path, manifest)
+    return Copy(path, Outcome.REPLACED, mine)
+
+
+def _refresh_asset(path: Path, source: Path, manifest: dict[str, str]) -> Copy:
+    key = f"{path.parent.name}/{path.name}"
+    content = source.read_bytes()
+    wanted = hashlib.sha256(content).hexdigest()
+    outcome = Outcome.WRITTEN
+    if path.exists():
+        present = hashlib.sha256(path.read_bytes()).hexdigest()
+        if present == wanted:
+            manifest[key] = wanted
+            return Copy(path, Outcome.CURRENT)
+        if present != manifest.get(key):
+            return Copy(path, Outcome.KEPT)
+        outcome = Outcome.REPLACED
+    write_whole(path, content)
+    manifest[key] = wanted
+    return Copy(path, outcome)
+
+
+def _write_copy(fresh: Notebook, path: Path, manifest: dict[str, str]) -> None:
+    write(fresh, path)
+    manifest[path.name] = fingerprint(fresh)
+
+
+def _is_untouched(path: Path, fresh: Notebook) -> bool:
+    try:
+        present = read(path)
+    except NotebookError:
+        return False
+    return fingerprint(present) == fingerprint(fresh) and not has_outputs(present)
+
+
+def _free_name(path: Path) -> Path:
+    """Return ``NN.mine.ipynb``, or the first ``NN.mine.K.ipynb`` that is not taken."""
+    stem = number_of(path) if path.name != LANDING else path.stem
+    name = path.with_name(f"{stem}.mine.ipynb")
+    count = 1
+    while name.exists():
+        count += 1
+        name = path.with_name(f"{stem}.mine.{count}.ipynb")
+    return name
+
+
+def _read_or(path: Path, otherwise: Notebook) -> Notebook:
+    try:
+        return read(path)
+    except NotebookError:
+        return clear(otherwise)
+
+
+def _assets(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield pictures and data that notebooks show: (place below the folder, file). Nothing hidden, no notebooks."""
+    for source in sorted(folder.rglob("*")):
+        place = source.relative_to(folder)
+        hidden = any(part.startswith((".", "__")) or part in _NOT_FOR_LEARNERS for part in place.parts)
+        if source.is_file() and not hidden and source.suffix != ".ipynb":
+            yield place, source
+
+
+def _read_manifest(work: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads((work / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(value) for name, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _write_manifest(work: Path, manifest: dict[str, str]) -> None:
+    write_whole(work / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
