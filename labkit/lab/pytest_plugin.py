@@ -11,7 +11,7 @@ is a process that inherits the environment, and nbval starts it outside pytest's
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ REFUSED_PLUGINS = {
     "flaky": "flaky restarts the kernel, so that later cells lose their variables",
 }
 SAFE_DIST = frozenset({"no", "loadscope", "loadfile"})
-_MARKERS = {"compose": missing_engine, "browser": missing_browser}
+_MARKERS: dict[str, Callable[[], str]] = {"compose": missing_engine, "browser": missing_browser}
 
 _deselected = pytest.StashKey[dict[str, tuple[int, str]]]()
 _own_broker = pytest.StashKey[Path]()

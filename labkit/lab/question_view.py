@@ -1,0 +1,49 @@
+"""Radio buttons that follow a Question and decide nothing; a text twin where there are no widgets."""
+
+import html
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+
+from labkit.lab.questions import Question
+
+
+class QuestionView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
+    """One question as radio buttons (Tab to reach them, arrow keys to choose), with its feedback below.
+
+    Its ``text/plain`` is :meth:`Question.twin`, whole: what nbval compares and a reader without widgets gets.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        # No "description" beside the buttons: it is cut after a few words. The question stands above, and as tooltip.
+        text = widgets.HTML(f"<strong>{html.escape(question.text)}</strong>")
+        self.buttons = widgets.RadioButtons(
+            options=list(question.choices),
+            value=question.chosen,
+            description="Your choice:",
+            tooltip=question.text,
+            layout=widgets.Layout(width="auto"),
+        )
+        self.note = widgets.HTML(_live(question.feedback))
+        super().__init__(children=(text, self.buttons, self.note))
+        traitlets.link((question, "chosen"), (self.buttons, "value"))
+        question.observe(self._show_feedback, names=["feedback"])
+
+    def _show_feedback(self, change: Any) -> None:
+        self.note.value = _live(change["new"])
+
+    def __repr__(self) -> str:
+        return self.question.twin()
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**options)
+        # ipywidgets cuts the text after 110 characters.
+        bundle["text/plain"] = self.question.twin()
+        return bundle
+
+
+def _live(feedback: str) -> str:
+    """Return HTML that a screen reader announces when it changes."""
+    return f'<div role="status" aria-live="polite">{html.escape(feedback)}</div>'

@@ -1,0 +1,1 @@
+"""Exercises of a notebook that exists only in tests."""
