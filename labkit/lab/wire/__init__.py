@@ -1,0 +1,39 @@
+"""The wire between a client and its broker: see what crosses it, and break it.
+
+``Proxy`` does both; the faults are plain data. See ``docs/wire.md`` for what Pika makes of each.
+"""
+
+from labkit.lab.wire.faults import (
+    Bandwidth,
+    DropHeartbeats,
+    Fault,
+    Latency,
+    LimitData,
+    Refuse,
+    ResetPeer,
+    Slicer,
+    SlowClose,
+    Stall,
+)
+from labkit.lab.wire.frames import Frame, FrameReader
+from labkit.lab.wire.proxy import ActiveFault, Proxy
+from labkit.lab.wire.tap import Mark, Tap
+
+__all__ = [
+    "ActiveFault",
+    "Bandwidth",
+    "DropHeartbeats",
+    "Fault",
+    "Frame",
+    "FrameReader",
+    "Latency",
+    "LimitData",
+    "Mark",
+    "Proxy",
+    "Refuse",
+    "ResetPeer",
+    "Slicer",
+    "SlowClose",
+    "Stall",
+    "Tap",
+]
