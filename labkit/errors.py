@@ -291,9 +291,17 @@ class DeadlineExceeded(LabkitError, TimeoutError):
 
 
 class FrameError(LabkitError):
-    """The byte stream is not AMQP 0-9-1; nobody knows where the next frame begins."""
+    """The byte stream is not AMQP 0-9-1; nobody knows where the next frame begins.
+
+    Attributes:
+        offset: Octets from the start of the stream to the frame that could not be read; None if not known.
+    """
 
     kind = Kind.OUR_BUG
+
+    def __init__(self, message: str, *, offset: int | None = None) -> None:
+        super().__init__(message if offset is None else f"{message} (at octet {offset} of the stream)")
+        self.offset = offset
 
 
 class RpcTimeout(LabkitError, TimeoutError):

@@ -1,6 +1,5 @@
 """The learner's copies in a real JupyterLab in a real Chromium: every cell runs, every widget answers."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
 PICTURES = ROOT / ".lab" / "pictures"
 
 pytestmark = [pytest.mark.browser, pytest.mark.broker, pytest.mark.slow]
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_browser():
-    if jupyter_page.program() is None:
-        reason = f"needs a browser, none of {', '.join(jupyter_page.PROGRAMS)} is installed"
-        if "browser" in os.environ.get("LABKIT_REQUIRE", "").split(","):
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 def test_there_are_notebooks_to_open():

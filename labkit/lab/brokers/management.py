@@ -45,7 +45,9 @@ class Management:
         headers = {"X-Reason": reason} if reason else {}
         return self._ask("DELETE", path, headers=headers).status_code != 404
 
-    def _ask(self, method: str, path: str, *, body: Any = None, headers: dict[str, str] | None = None) -> httpx.Response:
+    def _ask(
+        self, method: str, path: str, *, body: Any = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
         target = f"{self.url}/api/{path}"
         # Environment proxies are for the world outside; this is the classroom's own broker.
         with httpx.Client(auth=self._auth, timeout=self._timeout, trust_env=False) as client:

@@ -1,0 +1,88 @@
+"""The broker tests and the notebooks on every RabbitMQ version and backend, each in a clean clone of this checkout."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.soak.measured import write_table
+from tests.soak.versions import ROOT, VERSIONS, Version, why_not
+
+RUN_TIMEOUT = 1500  # seconds for one stage on one version
+CLOSING = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?)")
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.skipif(bool(why_not()), reason=why_not())]
+
+
+@pytest.fixture(scope="module")
+def table():
+    rows: list[list[object]] = []
+    yield rows
+    write_table("versions", ["RabbitMQ", "backend", "tests", "passed", "skipped", "failed", "seconds"], rows)
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "labkit"], check=True, timeout=60)
+    return tmp_path / "labkit"
+
+
+def run_tests(clone: Path, arguments: list[str], **environment: str) -> tuple[dict[str, int], float, str]:
+    """Run pytest in *clone* and return its counts, the seconds it took, and the end of what it printed."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=clone, env={**os.environ, "PYTHONPATH": str(clone), "LABKIT_REQUIRE": "", **environment},
+        capture_output=True, text=True, timeout=RUN_TIMEOUT, check=False,
+    )  # fmt: skip
+    closing = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    counts = {word: int(number) for number, word in CLOSING.findall(closing)}
+    return counts, time.monotonic() - began, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def record(table, version: Version, backend: str, what: str, arguments: list[str], clone: Path, **environment: str):
+    counts, seconds, tail = run_tests(clone, arguments, **environment)
+    failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
+    passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
+    table.append([version.number, backend, what, passed, skipped, failed, f"{seconds:.0f}"])
+    assert passed, tail
+    assert not failed, tail
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.number)
+def test_broker_tests_and_notebooks_pass_without_docker(version, clone, table):
+    (clone / ".lab").mkdir(mode=0o700)
+    (clone / ".lab" / "rootfs").symlink_to(version.unpack())
+    environment = {"LABKIT_BROKER": "local", "DOCKER_HOST": f"unix://{clone}/no-engine"}
+    record(table, version, "local", "broker", ["tests/broker"], clone, **environment)
+    record(table, version, "local", "notebooks", ["--nbval", "--nbval-current-env", "notebooks"], clone, **environment)
+
+
+@pytest.mark.compose
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.number)
+def test_broker_tests_and_notebooks_pass_in_a_container(version, clone, table):
+    environment = {"LABKIT_BROKER": "compose", "LABKIT_RABBITMQ_IMAGE": version.build_image()}
+    record(table, version, "compose", "broker", ["tests/broker"], clone, **environment)
+    record(
+        table, version, "compose", "notebooks", ["--nbval", "--nbval-current-env", "notebooks"], clone, **environment
+    )
+
+
+def test_notebooks_pass_twice_in_a_row_and_while_two_loops_keep_the_machine_busy(clone, table):
+    newest = VERSIONS[-1]
+    (clone / ".lab").mkdir(mode=0o700)
+    (clone / ".lab" / "rootfs").symlink_to(newest.unpack())
+    arguments = ["--nbval", "--nbval-current-env", "notebooks"]
+    for what in ("notebooks", "notebooks again"):
+        record(table, newest, "local", what, arguments, clone, LABKIT_BROKER="local")
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        record(table, newest, "local", "notebooks, two busy loops", arguments, clone, LABKIT_BROKER="local")
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait(10)
