@@ -3,6 +3,7 @@
 ``Proxy`` does both; the faults are plain data. See ``docs/wire.md`` for what Pika makes of each.
 """
 
+from labkit.lab.wire.conversation import Conversation
 from labkit.lab.wire.faults import (
     Bandwidth,
     DropHeartbeats,
@@ -22,6 +23,7 @@ from labkit.lab.wire.tap import Mark, Tap
 __all__ = [
     "ActiveFault",
     "Bandwidth",
+    "Conversation",
     "DropHeartbeats",
     "Fault",
     "Frame",

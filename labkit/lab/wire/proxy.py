@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from labkit.errors import LabkitError
+from labkit.lab.wire.conversation import Conversation
 from labkit.lab.wire.engine import LOOPBACK, Engine
 from labkit.lab.wire.faults import Directions, Fault, Start, check_fault
 from labkit.lab.wire.tap import POLL, Mark, Tap
@@ -187,6 +188,10 @@ class Proxy:
     def mark(self) -> Mark:
         """Remember this moment, for ``conversation().since(mark)`` and :meth:`wait_for`."""
         return self._record.mark()
+
+    def conversation(self) -> Conversation:
+        """Return the frames so far: a table as text, a sequence diagram in Jupyter."""
+        return Conversation(self._record.entries(), dropped=self._record.dropped)
 
     def wait_for(self, frame: str, *, timeout: float, since: Mark | None = None, count: int = 1) -> None:
         """Wait until *count* frames called *frame* were seen, such as ``Basic.Publish``.
