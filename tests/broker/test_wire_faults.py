@@ -4,9 +4,9 @@ import time
 
 import pika
 import pytest
+from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from pika.exceptions import (
     AMQPConnectionError,
-    AMQPConnectorStackTimeout,
     AMQPHeartbeatTimeout,
     ConnectionClosed,
     ConnectionWrongStateError,
@@ -147,14 +147,15 @@ def test_closing_at_the_ack_loses_the_confirm_and_keeps_the_message(proxy, conne
 def test_limit_data_closes_the_link_after_so_many_bytes(proxy, connect):
     connection = connect()
     channel = connection.channel()
-    with (
-        proxy.fault(LimitData(10_000), direction="upstream") as fault,
-        pytest.raises(StreamLostError),
-    ):
+
+    def publish():
         for _ in range(200):
             channel.basic_publish("", "nowhere", b"x" * 1000)
             connection.process_data_events(0)
         talk(connection)
+
+    with proxy.fault(LimitData(10_000), direction="upstream") as fault, pytest.raises(StreamLostError):
+        publish()
     assert fault.links == 1
     assert proxy.endings[-1][1] == "closed by the proxy (LimitData)"
 
@@ -303,11 +304,11 @@ def test_reset_comes_after_what_latency_delays(proxy, connect, settings):
     with (
         proxy.fault(Latency(0.3), direction="upstream"),
         proxy.fault(ResetPeer(), at_frame="Basic.Publish", count=2),
-        pytest.raises(StreamLostError),
     ):
         channel.basic_publish("", "delayed", b"first")
         channel.basic_publish("", "delayed", b"second")
-        channel.queue_declare("delayed", passive=True)
+        with pytest.raises(StreamLostError):
+            channel.queue_declare("delayed", passive=True)
     direct = pika.BlockingConnection(settings.to_pika())
     assert _ready(direct, "delayed", 1) == 1
     direct.close()

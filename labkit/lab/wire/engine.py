@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 
 from labkit.errors import LabkitError
 from labkit.lab.wire.faults import Direction, Fault, Refuse, Start
-from labkit.lab.wire.link import Link, Strike
+from labkit.lab.wire.link import Link
+from labkit.lab.wire.pipe import Strike
 from labkit.lab.wire.tap import Tap
 
 LOOPBACK: Final = "127.0.0.1"
@@ -178,7 +179,7 @@ class Engine:
                 return
             client.setblocking(False)
             self._links_made += 1
-            link = Link(self._links_made, client, self._loop, self._tap(), self._random, self._gone)
+            link = Link(self._links_made, client, self._loop, self._tap(), self._random, self._ended, self._gone)
             self.links[link.number] = link
             for key in list(self._faults):
                 self._arm_link(link, key)
@@ -223,9 +224,11 @@ class Engine:
                 return sock
         raise error
 
+    def _ended(self, link: Link) -> None:
+        self.endings.append((link.number, link.reason))
+
     def _gone(self, link: Link) -> None:
         self.links.pop(link.number, None)
-        self.endings.append((link.number, link.reason or "closed"))
 
     def _run(self) -> None:
         try:

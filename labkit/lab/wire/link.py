@@ -1,4 +1,4 @@
-"""One client's link through the proxy: two sockets, two pipes, and the faults on them.
+"""One client's link through the proxy: two sockets, a pipe in each direction, and how it ends.
 
 Everything here runs on the proxy's loop thread. It knows asyncio's transports; it does not know the proxy.
 """
@@ -9,328 +9,18 @@ import asyncio
 import socket
 import struct
 import sys
-from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from random import Random
 from typing import Final, cast
 
-from labkit.errors import FrameError
-from labkit.lab.wire.faults import Direction, DropHeartbeats, Ending, Fault, LimitData, SlowClose, Stall, Start, Timed
-from labkit.lab.wire.frames import HEARTBEAT, Frame, FrameReader
-from labkit.lab.wire.shaping import Shaper
+from labkit.lab.wire.faults import Direction, Fault, LimitData
+from labkit.lab.wire.pipe import Pipe
 from labkit.lab.wire.tap import Tap
 
-HIGH_WATER: Final = 4 << 20  # bytes a pipe delays before it stops reading: a second of latency at 4 MB/s
-BURST: Final = 256  # pieces sent before other links get a turn
-DRAIN: Final = 1.0  # seconds a reset waits for what was said before it
 # After a polite end we keep reading (and forget what we read): closing a socket with unread bytes in it would turn
 # the end of file into a reset, and which of the two a client sees would be a matter of luck. A client that never
 # looks at its socket keeps ours open this long.
-LINGER: Final = 60.0
-TLS_HANDSHAKE: Final = 0x16  # the first octet of every TLS connection; AMQP's is "A"
-
-
-class Sign(Enum):
-    """What stands in a pipe's queue between the bytes."""
-
-    EOF = "the source has closed"
-    RESET = "the source sent a reset"
-
-
-class Strike:
-    """One fault on one pipe."""
-
-    __slots__ = ("at_once", "begins", "fault", "has_begun", "key", "left", "name", "on_begin", "over", "victims")
-
-    def __init__(
-        self, key: int, fault: Fault, start: Start, victims: tuple[str, ...], on_begin: Callable[[], None]
-    ) -> None:
-        self.victims = victims  # which sides a reset is for: where the fault's directions lead
-        self.key, self.fault, self.on_begin = key, fault, on_begin
-        self.name, self.left, self.at_once = start.at_frame, start.count, start.at_once
-        self.begins: int | None = None  # octets of the stream before it; None until its frame is seen
-        self.has_begun = self.over = False
-
-
-class Pipe:
-    """One direction of a link: what *source* says goes to *sink*, at once unless a fault is in the way."""
-
-    def __init__(self, link: Link, direction: Direction, tap: Tap | None, random: Random) -> None:
-        self.link, self.direction, self.tap = link, direction, tap
-        self.source: asyncio.Transport
-        self.sink: asyncio.Transport
-        self.reader = None if tap is None else FrameReader()
-        self.shaper = Shaper(random)
-        self.strikes: list[Strike] = []
-        self.quiet = True  # nothing to delay, count or look for: bytes go straight through
-        self.discarding = False
-        self.finished = False  # the end of file was passed on
-        self.sink_is_full = False
-        self._passed = 0  # octets that left the tail; the tail starts here in the stream
-        self._tail = b""  # octets held until we know which frame they belong to
-        self._beats: deque[Frame] = deque()  # heartbeats in the tail
-        self._queue: deque[tuple[float, bytes | Sign | Strike]] = deque()
-        self._queued = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    # -- from the source ---------------------------------------------------------------------------------------
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes from the source."""
-        if self.discarding:
-            return
-        if self.quiet:
-            if self.reader is not None:
-                self._look(data)
-            self._passed += len(data)
-            self.sink.write(data)
-            return
-        if self.reader is not None:
-            self._look(data)
-        self._tail += data
-        self.advance()
-
-    def eof(self) -> None:
-        """The source has closed its side."""
-        if self.discarding:
-            return
-        self._release_tail()
-        slow = sum(strike.fault.delay for strike in self._active() if isinstance(strike.fault, SlowClose))
-        self._queue.append((self.shaper.after_all(self.link.now()) + slow, Sign.EOF))
-        self._flush()
-
-    def lost(self) -> None:
-        """The source was reset. The sink is, too, after what the source said before."""
-        if self.discarding:
-            return
-        self._release_tail()
-        self._queue.append((self.shaper.after_all(self.link.now()), Sign.RESET))
-        self._flush()
-
-    # -- from the proxy ----------------------------------------------------------------------------------------
-
-    def arm(self, strike: Strike, start: Start) -> None:
-        """Put a fault on this pipe; it begins where *start* says, counted from now, at the next :meth:`advance`."""
-        if start.at_frame is None:
-            self._set_begin(strike, self._passed + (start.after_bytes or 0))
-        self.strikes.append(strike)
-        self.quiet = False
-
-    def disarm(self, key: int) -> None:
-        """End the faults put here under *key*; what they held back passes now."""
-        for strike in self.strikes:
-            if strike.key == key:
-                strike.over = True
-        self.strikes = [strike for strike in self.strikes if not strike.over]
-        was_shaping = bool(self.shaper)
-        self.shaper.remove(key)
-        if was_shaping and not self.shaper:
-            now = self.link.now()
-            self._queue = deque((min(due, now), item) for due, item in self._queue)
-        if not self.discarding:
-            self.advance()
-
-    def discard(self) -> None:
-        """From now on forget what the source says, and what was not yet sent."""
-        self.discarding = True
-        self.quiet = False
-        self._queue.clear()
-        self._tail, self._queued = b"", 0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def set_sink_full(self, full: bool) -> None:
-        """The sink takes no more for now, or takes again."""
-        self.sink_is_full = full
-        self._update_reading()
-
-    # -- the way through ---------------------------------------------------------------------------------------
-
-    def _look(self, data: bytes) -> None:
-        """Cut *data* into frames, record them, and find where waiting faults begin."""
-        assert self.reader is not None  # noqa: S101 - for the type checker; callers looked
-        assert self.tap is not None  # noqa: S101
-        if not self.reader.offset and data[0] == TLS_HANDSHAKE:
-            self.reader = None
-            if self.direction == "upstream":
-                self.tap.note(self.link.number, "encrypted (TLS): its frames cannot be read")
-            return
-        try:
-            frames = self.reader.feed(data)
-        except FrameError as error:
-            self.reader = None
-            self.tap.note(self.link.number, f"from here on, what the {self.source_name} says is not AMQP: {error}")
-            return
-        if self.quiet:
-            if frames:
-                self.tap.record(self.link.number, self.direction, frames)
-            return
-        for strike in self.strikes:
-            if strike.name is not None and strike.begins is None:
-                self._find(strike, frames)
-        stops = [strike.begins for strike in self.strikes if isinstance(strike.fault, Ending)]
-        stop = min((begin for begin in stops if begin is not None), default=None)
-        drops = [strike for strike in self.strikes if isinstance(strike.fault, DropHeartbeats)]
-
-        def is_dropped(frame: Frame) -> bool:
-            return frame.name == HEARTBEAT and any(
-                drop.begins is not None and drop.begins <= frame.offset for drop in drops
-            )
-
-        self._beats.extend(frame for frame in frames if frame.offset >= self._passed and is_dropped(frame))
-        self.tap.record(
-            self.link.number,
-            self.direction,
-            frames,
-            lambda frame: (stop is None or frame.end <= stop) and not is_dropped(frame),
-        )
-
-    @property
-    def source_name(self) -> str:
-        """Who speaks in this direction."""
-        return "client" if self.direction == "upstream" else "broker"
-
-    def _find(self, strike: Strike, frames: list[Frame]) -> None:
-        for frame in frames:
-            if frame.name == strike.name and frame.offset >= self._passed:
-                strike.left -= 1
-                if not strike.left:
-                    self._set_begin(strike, frame.offset)
-                    return
-
-    @staticmethod
-    def _set_begin(strike: Strike, offset: int) -> None:
-        strike.begins = offset + (strike.fault.limit if isinstance(strike.fault, LimitData) else 0)
-
-    def _active(self) -> list[Strike]:
-        return [strike for strike in self.strikes if strike.has_begun]
-
-    def advance(self) -> None:
-        """Move the tail into the queue, as far as it may go, beginning faults on the way."""
-        while not self._is_over():
-            for strike in self.strikes:
-                if not strike.has_begun and strike.begins is not None and strike.begins <= self._passed:
-                    self._begin(strike)
-            if self._is_over():
-                return
-            end = self._passed + len(self._tail)
-            by_frame = any(
-                (strike.name is not None and not strike.has_begun) or isinstance(strike.fault, DropHeartbeats)
-                for strike in self.strikes
-            )
-            if by_frame and self.reader is not None:
-                end = max(self.reader.boundary, self._passed)  # the rest may belong to a frame somebody waits for
-            for strike in self.strikes:
-                if not strike.has_begun and strike.begins is not None:
-                    end = min(end, strike.begins)
-            if end <= self._passed:
-                break
-            self._move(end - self._passed)
-        if not self._is_over():
-            self._flush()
-
-    def _is_over(self) -> bool:
-        return self.discarding
-
-    def _release_tail(self) -> None:
-        """Nothing more will come: what is held for the end of a frame passes as it is."""
-        if self._tail:
-            self._move(len(self._tail))
-
-    def _move(self, size: int) -> None:
-        data, self._tail = self._tail[:size], self._tail[size:]
-        begin = self._passed
-        self._passed += size
-        while self._beats and self._beats[0].offset < self._passed:
-            beat = self._beats.popleft()
-            data = data[: beat.offset - begin] + data[beat.end - begin :]
-            begin += beat.size
-        if not data:
-            return
-        now = self.link.now()
-        pieces = self.shaper.plan(data, now) if self.shaper else [(now, data)]
-        self._queue.extend(pieces)
-        self._queued += len(data)
-
-    def _begin(self, strike: Strike) -> None:
-        strike.has_begun = True
-        strike.on_begin()
-        fault = strike.fault
-        if isinstance(fault, Timed):
-            self.shaper.add(strike.key, fault)
-        elif isinstance(fault, Stall):
-            # At the back: bytes from before the stall may still be on their way (Latency).
-            self._queue.append((0.0, strike))
-        elif isinstance(fault, Ending):
-            if strike.at_once or not self.link.is_open:
-                self.link.strike_end(fault, strike.victims)
-            else:  # what was said before it passes first
-                self._queue.append((self.shaper.after_all(self.link.now()), strike))
-
-    def _flush(self) -> None:
-        """Send what is due; come back for the rest."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        now = self.link.now()
-        sent = 0
-        while self._queue:
-            due, item = self._queue[0]
-            if isinstance(item, Strike) and isinstance(item.fault, Stall):
-                if not item.over:
-                    break
-                self._queue.popleft()
-                continue
-            if due > now or sent >= BURST:
-                self._wake(due)
-                break
-            if not isinstance(item, bytes):
-                if item is not Sign.EOF and self.sink.get_write_buffer_size() and now < due + DRAIN:
-                    self._wake(now + 0.01)
-                    break
-                self._queue.popleft()
-                self._act(item)
-                if self.discarding:
-                    return
-                continue
-            self._queue.popleft()
-            self._queued -= len(item)
-            self.sink.write(item)
-            sent += 1
-        self.quiet = not (self._queue or self.strikes or self._tail)
-        self._update_reading()
-
-    def start(self) -> None:
-        """Both sockets are there: read, unless a fault says otherwise."""
-        self._flush()
-
-    def _wake(self, when: float) -> None:
-        self._timer = self.link.loop.call_at(when, self._flush)
-
-    def _act(self, item: Sign | Strike) -> None:
-        if item is Sign.EOF:
-            self.finished = True
-            if self.sink.can_write_eof() and not self.sink.is_closing():
-                self.sink.write_eof()
-            self.link.half_closed()
-        elif item is Sign.RESET:
-            twin = self.link.downstream if self is self.link.upstream else self.link.upstream
-            # After an end of file the other side may drop what is left of the socket; RabbitMQ does.
-            reason = "closed" if twin.finished else f"reset by the {self.source_name}"
-            self.link.end(reason, reset=("client", "broker"))
-        elif isinstance(item, Strike) and not item.over:
-            self.link.strike_end(item.fault, item.victims)
-
-    def _update_reading(self) -> None:
-        if self.discarding or not self.link.is_open:
-            return
-        stalled = any(isinstance(strike.fault, Stall) for strike in self._active())
-        if stalled or self.sink_is_full or self._queued > HIGH_WATER:
-            self.source.pause_reading()
-        else:
-            self.source.resume_reading()
+LINGER: Final = 60.0  # seconds
 
 
 class End(asyncio.Protocol):
@@ -385,10 +75,10 @@ class Link:
         loop: asyncio.AbstractEventLoop,
         tap: Tap | None,
         random: Random,
+        on_end: Callable[[Link], None],
         on_gone: Callable[[Link], None],
     ) -> None:
         self.number, self.loop, self.tap = number, loop, tap
-        self.now = loop.time
         self.upstream = Pipe(self, "upstream", tap, random)
         self.downstream = Pipe(self, "downstream", tap, random)
         self.client_end = End(self, self.upstream, self.downstream)
@@ -397,11 +87,15 @@ class Link:
         self.is_ending = False
         self.is_open = False
         self.is_gone = False
-        self.reason: str | None = None
+        self.reason = ""
         self.task: asyncio.Task[None] | None = None
-        self._on_gone = on_gone
+        self._on_end, self._on_gone = on_end, on_gone
         self._ends_left = 2
         self._linger: asyncio.TimerHandle | None = None
+
+    def now(self) -> float:
+        """The loop's clock, in seconds."""
+        return self.loop.time()
 
     def pipe(self, direction: Direction) -> Pipe:
         """Return the pipe of one direction."""
@@ -420,6 +114,12 @@ class Link:
         """One direction has ended; when both have, so has the link."""
         if self.upstream.finished and self.downstream.finished:
             self.end("closed")
+
+    def source_was_reset(self, pipe: Pipe) -> None:
+        """Pass the reset on."""
+        twin = self.downstream if pipe is self.upstream else self.upstream
+        # After an end of file the other side may drop what is left of the socket; RabbitMQ does.
+        self.end("closed" if twin.finished else f"reset by the {pipe.source_name}", reset=("client", "broker"))
 
     def strike_end(self, fault: Fault, victims: tuple[str, ...]) -> None:
         """A fault ends the link; *victims* are the sides that a reset is for."""
@@ -441,6 +141,7 @@ class Link:
             return
         if not self.is_ending:
             self.is_ending, self.reason = True, reason
+            self._on_end(self)
         for pipe in (self.upstream, self.downstream):
             pipe.discard()
         if not self.is_open:
@@ -482,13 +183,14 @@ class Link:
         """One of the two sockets is gone."""
         self._ends_left -= 1
         if not self._ends_left:
+            self.end("closed", at_once=True)  # both were reset before either could be told
             self._gone()
 
     def _gone(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
         if not self.is_gone:
-            self.is_gone = self.is_ending = True
+            self.is_gone = True
             self._on_gone(self)
 
 
