@@ -3,23 +3,30 @@
 import atexit
 import contextlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import indent
 
 from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab import home as homes
-from labkit.lab.brokers import ports, sources
+from labkit.lab.brokers import advice, ports
+from labkit.lab.brokers.candidates import Make, Pins, candidates
+from labkit.lab.brokers.compose import ComposeBroker
 from labkit.lab.brokers.guard import RELEASED
 from labkit.lab.brokers.interface import START_TIMEOUT, Broker
 from labkit.lab.brokers.local import LocalBroker
+from labkit.lab.brokers.remote import RemoteBroker
 from labkit.lab.brokers.state import Record, StateFile
 
 VARIABLE = "LABKIT_BROKER"
 KINDS = ("auto", "compose", "local")
+# What a log or an engine says when somebody else took the port meanwhile.
+PORT_TAKEN = ("eaddrinuse", "port is already allocated", "address already in use")
 
 Say = Callable[[str], None]
 
@@ -39,7 +46,7 @@ def find(home: Path | None = None) -> Broker | None:
     """
     kind, place = _where("auto", home)
     if "://" in kind:
-        return _remote(kind)
+        return RemoteBroker(kind)
     return _recorded(place)
 
 
@@ -70,17 +77,18 @@ def up(
     """
     kind, place = _where(kind, home)
     if "://" in kind:
-        return _remote(kind)
+        return RemoteBroker(kind)
     place = homes.private_directory(place)
     with StateFile(place).lock():
         running = _recorded(place)
         if running is not None:
             if kind not in {"auto", running.backend}:
                 raise BrokerError(
-                    f"a {running.backend} broker runs in {place} already, and {kind} was asked for: `labkit down` ends it"
+                    f"a {running.backend} broker runs in {place} already, and {kind} was asked for: "
+                    "`labkit down` ends it"
                 )
             return running
-        return _start(kind, place, say, _Pins(rootfs, scripts, image), timeout, own=False)
+        return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, own=False)
 
 
 def down(home: Path | None = None) -> bool:
@@ -148,7 +156,7 @@ def own(
         with StateFile(place).lock():
             # A URL or a directory names a shared broker, and this one is to be broken.
             chosen = asked if asked in KINDS else "auto"
-            broker = _start(chosen, place, say, _Pins(rootfs, scripts, image), timeout, own=True)
+            broker = _start(chosen, place, say, Pins(rootfs, scripts, image), timeout, own=True)
         yield broker
     finally:
         atexit.unregister(release)
@@ -156,15 +164,6 @@ def own(
 
 
 # --- helpers -----------------------------------------------------------------------------------------
-
-
-class _Pins:
-    """What a caller insists on: a source, an image, or nothing."""
-
-    def __init__(self, rootfs: Path | None, scripts: Path | None, image: str | None) -> None:
-        self.rootfs = rootfs
-        self.scripts = scripts
-        self.image = image
 
 
 def _where(kind: str, home: Path | None) -> tuple[str, Path]:
@@ -213,56 +212,61 @@ def _recorded(home: Path) -> Broker | None:
 
 
 def _attach(home: Path, record: Record) -> Broker:
-    if record.backend == LocalBroker.backend:
-        return LocalBroker(home)
+    for backend in (LocalBroker, ComposeBroker):
+        if record.backend == backend.backend:
+            return backend(home)
     raise BrokerError(f"{StateFile(home).path} names a backend {record.backend!r} that this labkit does not have")
 
 
-def _start(kind: str, home: Path, say: Say, pins: _Pins, timeout: float, *, own: bool) -> Broker:
+def _start(kind: str, home: Path, say: Say, pins: Pins, timeout: float, *, own: bool) -> Broker:
+    """Start what *kind* and *pins* ask for in *home*; "auto" tries compose, then local, and tells why each failed."""
     tried: list[str] = []
-    if kind in {"auto", "local"}:
-        source = _source(pins, tried)
-        if source is not None:
-            return _start_local(home, source, say, timeout, own=own)
-    raise BrokerError("no RabbitMQ to be had:\n  " + "\n  ".join(tried))
-
-
-def _source(pins: _Pins, tried: list[str]) -> sources.Source | None:
-    """Return a local source, best first; why each was passed over is added to *tried*."""
-    if pins.rootfs is not None:
-        return sources.from_rootfs(pins.rootfs)
-    if pins.scripts is not None:
-        return sources.from_scripts(pins.scripts)
-    try:
-        return sources.from_rootfs(sources.default_rootfs())
-    except BrokerError as error:
-        tried.append(f"root directory: {error}")
-    try:
-        return sources.from_scripts()
-    except BrokerError as error:
-        tried.append(f"installed scripts: {error}")
-    return None
-
-
-def _start_local(home: Path, source: sources.Source, say: Say, timeout: float, *, own: bool) -> Broker:
-    amqp, management = _preferred_ports(home)
-    say(f"starting RabbitMQ from {source.path} (about 4 s)")
-    for is_last in (False, False, True):
-        broker = LocalBroker.create(home, source, amqp_port=amqp, management_port=management, own=own)
+    for candidate in candidates(kind, pins):
         try:
-            broker.start(timeout)
+            make = candidate.prepare(say)
         except BrokerError as error:
-            taken = "eaddrinuse" in broker.logs(200)
-            broker.throw_away()
-            if is_last or not taken:
+            if kind != "auto" and pins.any:
                 raise
-            say(f"a port was taken while RabbitMQ started, trying others ({error})")
+            tried.append(f"{candidate.name}: {error}")
+            continue
+        return _first_start(home, make, say, timeout, own=own)
+    lines = "\n".join(f"  tried {each}" for each in tried)
+    ways = advice.how_to_get_one(sys.platform, _distribution())
+    raise BrokerError(f"no RabbitMQ to be had here:\n{lines}\nhow to get one:\n" + indent(ways, "  "))
+
+
+def _first_start(home: Path, make: Make, say: Say, timeout: float, *, own: bool) -> Broker:
+    amqp, management = _preferred_ports(home)
+    for is_last in (False, False, True):
+        broker = make(home, amqp, management, own)
+        try:
+            say(f"starting RabbitMQ ({broker.backend}; about 5 s)")
+            broker.start(timeout)
+        except BaseException as error:
+            text = f"{error} {_quiet_log(broker)}"
+            broker.throw_away()
+            if is_last or not isinstance(error, BrokerError) or not any(sign in text for sign in PORT_TAKEN):
+                raise
+            say("a port was taken while RabbitMQ started: trying others")
             continue
         port = broker.settings().port
         if amqp and port != amqp:
-            say(f"port {amqp} is busy: this broker listens on {port}")
+            say(f"port {amqp} is busy, so this broker listens on {port}")
         return broker
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _quiet_log(broker: Broker) -> str:
+    with contextlib.suppress(BrokerError):
+        return broker.logs(200)
+    return ""
+
+
+def _distribution() -> str:
+    with contextlib.suppress(OSError):
+        release = platform.freedesktop_os_release()
+        return f"{release.get('ID', '')} {release.get('ID_LIKE', '')}"
+    return ""
 
 
 def _preferred_ports(home: Path) -> tuple[int, int]:
@@ -270,10 +274,6 @@ def _preferred_ports(home: Path) -> tuple[int, int]:
     if home.resolve() == homes.bench().resolve():
         return ports.AMQP_DEFAULT, ports.MANAGEMENT_DEFAULT
     return 0, 0
-
-
-def _remote(url: str) -> Broker:
-    raise BrokerError(f"a broker by URL is not there yet ({url})")
 
 
 def _guard(home: Path) -> "subprocess.Popen[bytes]":

@@ -79,6 +79,11 @@ class Broker(ABC):
 
     @property
     @abstractmethod
+    def is_paused(self) -> bool:
+        """Whether its process is frozen."""
+
+    @property
+    @abstractmethod
     def management_url(self) -> str:
         """The management page's address, without credentials."""
 
@@ -92,11 +97,11 @@ class Broker(ABC):
         Raises:
             BrokerError: it ended, or was not ready after *timeout* seconds.
         """
-        raise self._cannot("start")
+        raise self._cannot(f"start within {timeout:g} s")
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it gracefully: clients are told 320 CONNECTION_FORCED. A paused one is resumed first."""
-        raise self._cannot("stop")
+        raise self._cannot(f"stop within {timeout:g} s")
 
     def kill(self) -> None:
         """End its process without a word to anyone (SIGKILL)."""
@@ -120,7 +125,7 @@ class Broker(ABC):
         Raises:
             BrokerError: it failed, took longer than *timeout* seconds, or there is none here.
         """
-        raise self._cannot(f"rabbitmqctl {' '.join(arguments)}")
+        raise self._cannot(f"rabbitmqctl {' '.join(arguments)} within {timeout:g} s")
 
     def throw_away(self) -> None:
         """End it and remove what it left: data, containers, port mapper, state file."""
@@ -240,7 +245,7 @@ class Broker(ABC):
 
     def _api(self) -> Management:
         settings = self._base_settings()
-        return Management(self.management_url, settings.username, settings.password)
+        return Management(self.management_url, settings.username, str(settings.password.get_secret_value()))
 
     def _list_connections(self) -> list[ConnectionInfo]:
         shown = json.loads(self.ctl("list_connections", *CONNECTION_COLUMNS, "--formatter", "json") or "[]")

@@ -19,6 +19,7 @@ from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab.brokers import ports, processes, ready
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
+from labkit.lab.brokers.logs import last_clue
 from labkit.lab.brokers.sources import CHROOT_PATH, Source
 from labkit.lab.brokers.state import Record, StateFile
 from labkit.lab.home import require_space, unwritable
@@ -281,13 +282,6 @@ class LocalBroker(Broker):
 
     def _clue(self) -> str:
         return last_clue(self._log_lines())
-
-
-def last_clue(lines: list[str]) -> str:
-    """Return the line of a log that says most: the last one that speaks of an error, else the last one."""
-    told = [line.strip() for line in lines[-40:] if len(line.split()) > 2]
-    errors = [line for line in told if "error" in line.lower()]
-    return (errors or told or ["(the log is empty)"])[-1]
 
 
 def _lives(record: Record) -> bool:

@@ -1,4 +1,4 @@
-"""What a bench remembers about its broker: one JSON file, replaced atomically under a lock. No I/O beyond its directory."""
+"""What a bench remembers about its broker: one JSON file, replaced atomically, under a lock."""
 
 import contextlib
 import json
@@ -87,7 +87,7 @@ class StateFile:
         try:
             # mkstemp makes it readable to this user alone, before the password is in it.
             descriptor, temporary = tempfile.mkstemp(dir=self.home, prefix=".broker-", suffix=".json")
-            with open(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(asdict(record), file, indent=1)
             os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one, spelled out
         except OSError as error:

@@ -1,0 +1,62 @@
+"""The kinds of broker this machine may have, in the order in which they are tried. Starts none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.lab.brokers import engine, sources
+from labkit.lab.brokers.compose import ComposeBroker
+from labkit.lab.brokers.interface import Broker
+from labkit.lab.brokers.local import LocalBroker
+
+Say = Callable[[str], None]
+# (bench directory, preferred AMQP port, preferred management port, own) -> a broker, recorded and not started
+Make = Callable[[Path, int, int, bool], Broker]
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """What a caller insists on; all None means the best there is."""
+
+    rootfs: Path | None = None
+    scripts: Path | None = None
+    image: str | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether the caller insists on something."""
+        return any(each is not None for each in (self.rootfs, self.scripts, self.image))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to a broker. *prepare* raises BrokerError where it is not to be had, and says why."""
+
+    name: str
+    prepare: Callable[[Say], Make]
+
+
+def candidates(kind: str, pins: Pins) -> list[Candidate]:
+    """Return the ways to a broker of *kind* ("auto", "compose" or "local"), best first."""
+    compose = Candidate("compose", lambda say: _compose(pins.image, say))
+    rootfs = Candidate("root directory", lambda _: _local(sources.from_rootfs(pins.rootfs or sources.default_rootfs())))
+    scripts = Candidate("installed scripts", lambda _: _local(sources.from_scripts(pins.scripts)))
+    if pins.any:
+        pinned = [(pins.image, compose), (pins.rootfs, rootfs), (pins.scripts, scripts)]
+        return [candidate for pin, candidate in pinned if pin is not None]
+    return {"compose": [compose], "local": [rootfs, scripts]}.get(kind, [compose, rootfs, scripts])
+
+
+def _compose(image: str | None, say: Say) -> Make:
+    with engine.connected():
+        engine.compose_command()
+    chosen = engine.available_image(image, say)
+    return lambda home, amqp, management, own: ComposeBroker.create(
+        home, chosen, amqp_port=amqp, management_port=management, own=own
+    )
+
+
+def _local(source: sources.Source) -> Make:
+    return lambda home, amqp, management, own: LocalBroker.create(
+        home, source, amqp_port=amqp, management_port=management, own=own
+    )

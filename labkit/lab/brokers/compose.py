@@ -1,0 +1,338 @@
+"""A RabbitMQ in a container: launched by the compose command, driven with the docker SDK.
+
+The container is found by the labels that both compose versions set; their names for it differ.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker.errors
+
+from labkit.errors import BrokerError
+from labkit.lab.brokers import engine, ports, ready
+from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
+from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
+from labkit.lab.brokers.logs import last_clue
+from labkit.lab.brokers.state import Record, StateFile
+from labkit.lab.home import PACKAGE, unwritable
+from labkit.settings import BrokerSettings
+
+SERVICE = "rabbitmq"
+FILES_DIRECTORY = "compose"
+PROJECT_LABEL = "com.docker.compose.project"
+SERVICE_LABEL = "com.docker.compose.service"
+COMPOSE_FILE = "docker-compose.yml"
+LAUNCH_TIMEOUT = 120.0  # seconds for `compose up -d`; the image is here already
+GONE_TIMEOUT = 20.0  # seconds for what was removed to be gone
+
+
+def compose_file() -> Path:
+    """Return the compose file: the checkout's, or the one that an installed package carries.
+
+    Raises:
+        BrokerError: neither is there (a broken installation).
+    """
+    for path in (PACKAGE.parent / COMPOSE_FILE, Path(__file__).with_name(COMPOSE_FILE)):
+        if path.is_file():
+            return path
+    raise BrokerError(f"{COMPOSE_FILE} is missing from this installation of labkit: install it again")
+
+
+def project_name(home: Path) -> str:
+    """Return a compose project's name that no other bench directory has."""
+    return "labkit-" + hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:10]
+
+
+class ComposeBroker(Broker):
+    """One container, driven through the engine. Any process that may use the engine may drive it."""
+
+    backend = "compose"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._home = home
+        self._state = StateFile(home)
+        self.directory = home / FILES_DIRECTORY
+
+    @classmethod
+    def create(cls, home: Path, image: str, *, amqp_port: int, management_port: int, own: bool) -> "ComposeBroker":
+        """Record a new container for *home* and return it, not started yet.
+
+        Args:
+            home: The bench directory; it exists.
+            image: An image that the engine has.
+            amqp_port: The preferred port; another free one is taken where it is busy.
+            management_port: Likewise.
+            own: Whether it ends with the process that made it.
+
+        Raises:
+            BrokerError: *home* cannot be written.
+        """
+        StateFile(home).write(
+            Record(
+                backend=cls.backend,
+                amqp_port=ports.choose(amqp_port),
+                management_port=ports.choose(management_port),
+                username=LAB_USER,
+                password=new_password(),
+                wanted="stopped",
+                own=own,
+                project=project_name(home),
+                image=image,
+            )
+        )
+        return cls(home)
+
+    # --- facts -----------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Everything."""
+        return frozenset({"process", "alarm", "management", "logs"})
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the container runs; a paused one does. False as well when no engine answers."""
+        return self._status() in {"running", "paused", "restarting"}
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the container is frozen."""
+        return self._status() == "paused"
+
+    @property
+    def management_url(self) -> str:
+        """The management page's address."""
+        return f"http://{ports.LOOPBACK}:{self._record().management_port}"
+
+    def logs(self, lines: int = 50) -> str:
+        """Return the last *lines* lines of the container's log."""
+        with self._container() as container:
+            return str(container.logs(tail=lines).decode(errors="replace")).rstrip()
+
+    # --- verbs -----------------------------------------------------------------------------------
+
+    def start(self, timeout: float = START_TIMEOUT) -> None:
+        """Start it, on the ports it had, and return once it answers an AMQP handshake.
+
+        Raises:
+            BrokerError: it ended, or was not ready after *timeout* seconds; its log's last line is in the text.
+        """
+        with self._state.lock():
+            record = self._record()
+            if self.is_running:
+                return
+            if self._status() == "none":
+                self._launch(record)
+            else:
+                with self._container() as container:
+                    container.start()
+            self._state.write(record.replace(wanted="running"))
+            ready.wait_until_ready(self.settings(), timeout=timeout, ended=self._how_it_ended, clue=self._clue)
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop it gracefully; a paused one is resumed first, and one that does not end in time is killed."""
+        with self._state.lock():
+            self._state.write(self._record().replace(wanted="stopped"))
+            with self._container(timeout=timeout + CTL_TIMEOUT) as container:
+                _unpause(container)
+                container.stop(timeout=int(timeout))
+
+    def kill(self) -> None:
+        """End it without a word to anyone (SIGKILL)."""
+        with self._state.lock():
+            self._state.write(self._record().replace(wanted="stopped"))
+            with self._container() as container:
+                _unpause(container)  # the engine refuses to kill a frozen one
+                if container.status == "running":
+                    container.kill()
+                    container.wait(timeout=GONE_TIMEOUT)
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and say nothing."""
+        with self._running("pause") as container:
+            if container.status != "paused":
+                container.pause()
+
+    def resume(self) -> None:
+        """Let a paused one go on; no harm to one that is not paused."""
+        with self._running("resume") as container:
+            _unpause(container)
+
+    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Run ``rabbitmqctl -q`` with *arguments* in the container and return what it printed."""
+        with self._running(f"rabbitmqctl {arguments[0]}", timeout=timeout) as container:
+            if container.status == "paused":
+                raise BrokerError(
+                    f"the broker is paused and cannot answer rabbitmqctl {arguments[0]}: resume() it first"
+                )
+            # Never as root: root's rabbitmqctl could make a cookie that the broker cannot read.
+            code, (out, err) = container.exec_run(["rabbitmqctl", "-q", *arguments], user="rabbitmq", demux=True)
+        if code:
+            said = " ".join((err or out or b"").decode(errors="replace").split())[:400]
+            raise BrokerError(f"rabbitmqctl {arguments[0]} failed with code {code}: {said}")
+        return (out or b"").decode(errors="replace")
+
+    def throw_away(self) -> None:
+        """Remove the container with its data and its network, the files, and the state file."""
+        with self._state.lock():
+            record = self._state.read()
+            if record is not None:
+                with engine.connected(timeout=CTL_TIMEOUT) as client, _plain_errors("remove the container"):
+                    _remove_all(client, record.project)
+            self._state.remove()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _base_settings(self) -> BrokerSettings:
+        record = self._record()
+        return BrokerSettings(
+            host=ports.LOOPBACK, port=record.amqp_port, username=record.username, password=record.password
+        )
+
+    def _record(self) -> Record:
+        record = self._state.read()
+        if record is None or record.backend != self.backend:
+            raise BrokerError(f"there is no broker in {self._home} any more: `labkit up` starts one")
+        return record
+
+    def _launch(self, record: Record) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for name, text in _files(record).items():
+                path = self.directory / name
+                path.write_text(text, encoding="utf-8")
+                path.chmod(0o644)  # the broker reads it as another user; the directory above is private
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+        command = [*engine.compose_command(), "-p", record.project, "-f", str(compose_file()), "up", "-d"]
+        environment = {
+            **os.environ,
+            "LABKIT_RABBITMQ_IMAGE": record.image,
+            "LABKIT_AMQP_PORT": str(record.amqp_port),
+            "LABKIT_MANAGEMENT_PORT": str(record.management_port),
+            "LABKIT_FILES": self.directory.as_posix(),
+        }
+        try:
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=LAUNCH_TIMEOUT, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise BrokerError(f"`{' '.join(command[:-2])} up` did not end within {LAUNCH_TIMEOUT:g} s") from error
+        except OSError as error:
+            raise BrokerError(f"cannot run {command[0]}: {error}") from error
+        if done.returncode:
+            raise BrokerError(
+                f"`{' '.join(command[:2])} up` failed: {last_clue((done.stderr or done.stdout).splitlines())}"
+            )
+
+    @contextlib.contextmanager
+    def _container(self, timeout: float = CTL_TIMEOUT) -> Iterator[Any]:
+        """Yield our container; each request to the engine has *timeout* seconds."""
+        record = self._record()
+        with engine.connected(timeout) as client, _plain_errors("ask for the container"):
+            found = _containers(client, record.project)
+            if not found:
+                raise BrokerError(f"the container of compose project {record.project} is gone: `labkit up` starts one")
+            yield found[0]
+
+    @contextlib.contextmanager
+    def _running(self, verb: str, timeout: float = CTL_TIMEOUT) -> Iterator[Any]:
+        with self._container(timeout) as container:
+            if container.status not in {"running", "paused"}:
+                raise BrokerError(f"cannot {verb}: the broker is not running; start() it first")
+            yield container
+
+    def _status(self) -> str:
+        """Return the engine's word for the container's state; "none" without a container or without an engine."""
+        record = self._state.read()
+        if record is None or record.backend != self.backend:
+            return "none"
+        try:
+            with engine.connected() as client, _plain_errors("ask for the container"):
+                found = _containers(client, record.project)
+                return str(found[0].status) if found else "none"
+        except BrokerError:
+            return "none"
+
+    def _how_it_ended(self) -> str | None:
+        with self._container() as container:
+            if container.status in {"running", "created"}:
+                return None
+            return f"container {container.status} with code {container.attrs['State'].get('ExitCode')}"
+
+    def _clue(self) -> str:
+        with contextlib.suppress(BrokerError):
+            return last_clue(self.logs(40).splitlines())
+        return "(no log)"
+
+
+def _files(record: Record) -> dict[str, str]:
+    """Return what the compose file mounts, by name."""
+    settings = (
+        "load_definitions = /etc/rabbitmq/definitions.json\n"
+        # The page's figures every second (normally 5 s): a class is watching.
+        "collect_statistics_interval = 1000\n"
+        "log.console.use_colors = off\n"
+    )
+    return {
+        "20-labkit.conf": settings,
+        "enabled_plugins": "[rabbitmq_management].\n",
+        "definitions.json": definitions(record.username, record.password),
+    }
+
+
+def _containers(client: Any, project: str) -> list[Any]:
+    labels = [f"{PROJECT_LABEL}={project}", f"{SERVICE_LABEL}={SERVICE}"]
+    return list(client.containers.list(all=True, filters={"label": labels}))
+
+
+def _unpause(container: Any) -> None:
+    if container.status == "paused":
+        container.unpause()
+        container.reload()
+
+
+def _remove_all(client: Any, project: str) -> None:
+    mine = {"label": f"{PROJECT_LABEL}={project}"}
+    for container in client.containers.list(all=True, filters=mine):
+        with contextlib.suppress(docker.errors.NotFound):
+            _unpause(container)
+            container.remove(force=True, v=True)
+    for kind in (client.networks, client.volumes):
+        for thing in kind.list(filters=mine):
+            _remove(thing)
+
+
+def _remove(thing: Any) -> None:
+    """Remove a network or a volume; the engine may need a moment to notice that its container is gone."""
+    end = time.monotonic() + GONE_TIMEOUT
+    while True:
+        try:
+            thing.remove()
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _plain_errors(doing: str) -> Iterator[None]:
+    """Turn what the SDK raises into a BrokerError that says what was being done."""
+    try:
+        yield
+    except engine.ENGINE_ERRORS as error:
+        raise BrokerError(f"the container engine could not {doing}: {error}") from error
