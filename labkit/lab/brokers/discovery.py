@@ -91,6 +91,18 @@ def up(
         return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, own=False)
 
 
+def is_possible(say: Say = silent) -> bool:
+    """Return whether a broker could be started here, or is named by LABKIT_BROKER. Starts none; may pull an image."""
+    kind, place = _where("auto", None)
+    if "://" in kind or _recorded(place) is not None:
+        return True
+    for candidate in candidates(kind, Pins()):
+        with contextlib.suppress(BrokerError):
+            candidate.prepare(say)
+            return True
+    return False
+
+
 def down(home: Path | None = None) -> bool:
     """End *home*'s broker with everything it left, and return whether there was anything to end."""
     kind, place = _where("auto", home)

@@ -56,6 +56,13 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
         client.close()
 
 
+def engine_version() -> str | None:
+    """Return the version of the engine that answers, or None; at most 3 s."""
+    with contextlib.suppress(BrokerError), connected(timeout=3.0) as client:
+        return str(client.version()["Version"])
+    return None
+
+
 def compose_command() -> list[str]:
     """Return the compose command of this machine: v2, or v1 where only that is there.
 

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import copy
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -178,6 +179,17 @@ class Broker(ABC):
         wanted = self._virtual_host(virtual_host)
         shown = [each for each in self._list_connections() if wanted in {None, each.virtual_host}]
         return sorted(shown, key=lambda each: (each.client_name, each.name))
+
+    def wait_for_connections(
+        self, count: int, virtual_host: str | None = None, *, timeout: float = 5.0
+    ) -> list[ConnectionInfo]:
+        """Return the open connections as soon as there are *count* of them, or as they are after *timeout* seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            seen = self.connections(virtual_host)
+            if len(seen) == count or time.monotonic() > deadline:
+                return seen
+            time.sleep(0.05)
 
     def close_connections(self, reason: str = "closed by the lab", virtual_host: str | None = None) -> int:
         """Have the broker close connections; each client is told 320 "CONNECTION_FORCED - *reason*".
