@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from labkit.errors import LabkitError
 from labkit.lab.kernels import kernel_environment
 from labkit.lab.notebook_file import FOLDER, read, requires
 from labkit.lab.requirements import missing, missing_browser, missing_engine, must_have
@@ -100,13 +101,12 @@ def provide_broker(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: there is no broker to be had. A run without one would compare nothing.
     """
-    # Here: tests without notebooks must run where no broker backend can be imported.
-    from labkit.errors import LabkitError
-    from labkit.lab import brokers
-
     wanted = os.environ.get(BROKER, "auto")
     if "://" in wanted:
         return
+    # Here: tests without notebooks must run where no broker backend can be imported.
+    from labkit.lab import brokers
+
     bench = Path(wanted) if wanted not in {"", "auto", "compose", "local"} else config.rootpath / TEST_BENCH
     try:
         if brokers.find(bench) is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from labkit.lab.notebook_file import normalise, write
+
+HERE = Path(__file__).parent
 
 CARD = """| | |
 | --- | --- |
@@ -98,3 +103,47 @@ def project_with(folder: Path, **files: Any) -> Path:
     for name, notebook in files.items():
         write(notebook, folder / "notebooks" / (name.removeprefix("n").replace("_", "-") + ".ipynb"))
     return folder
+
+
+PYTEST_INI = """[pytest]
+addopts = --strict-markers --nbval-cell-timeout=20
+filterwarnings = error
+markers =
+    notebook: a notebook
+    compose: needs an engine
+    browser: needs Chromium
+"""
+
+
+def pytest_project(folder: Path, **files: Any) -> Path:
+    """Write a project whose pytest loads the plugin as the real one does."""
+    (folder / "conftest.py").write_text('pytest_plugins = ["labkit.lab.pytest_plugin"]\n')
+    (folder / "pytest.ini").write_text(PYTEST_INI)
+    return project_with(folder, **files)
+
+
+def run_pytest(project: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest in *project* as a user would.
+
+    Any broker URL keeps the plugin from starting a broker that these notebooks do not need.
+    """
+    surroundings = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        "LABKIT_BROKER": "amqp://nobody.invalid",
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *options],
+        cwd=project,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def strict(*more: str) -> list[str]:
+    """The options that compare notebooks strictly."""
+    return ["--nbval", "--nbval-current-env", *more]
