@@ -2,15 +2,14 @@
 
 What it adds to Pika: queues are declared or missed loudly, publishes are confirmed, a message counts as done only
 when its callback has returned, every error says what closed what, and every wait but ``consume()`` has a limit.
-What it cannot add: Pika works only inside a call, so a connection that idles for three heartbeats is closed by the
-broker. Call :meth:`SyncConnection.is_open` or publish now and then, or use ``labkit.Connection``.
+What it cannot add: Pika works only inside a call, so the broker closes a connection that idles for three
+heartbeats. Look at ``is_open`` or publish now and then; or use ``labkit.Connection``, which has a thread for that.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,32 +17,14 @@ import pika
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
-from labkit.errors import (
-    ChannelLost,
-    DeadlineExceeded,
-    LabkitError,
-    LeaseError,
-    NotConnected,
-    OutcomeUnknown,
-    PublishRejected,
-    Unroutable,
-    describe,
-)
-from labkit.events import (
-    ChannelClosed,
-    ChannelOpened,
-    ConnectionClosed,
-    ConnectionLost,
-    ConsumerCancelled,
-    Listener,
-    MessageReturned,
-)
+from labkit.errors import ChannelLost, LabkitError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
+from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled, Event, Listener, MessageReturned
 from labkit.factory import ConnectionFactory
+from labkit.owned import CALL_TIMEOUT, OwnedConnection, channel_lost
 from labkit.settings import BrokerSettings
 from labkit.topology import Message
 
 LOGGER = logging.getLogger(__name__)
-CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
 PUMP_STEP = 1.0  # seconds; consume() looks up this often even if the broker is silent
 
 Callback = Callable[[BlockingChannel, Any, pika.BasicProperties, bytes], object]
@@ -74,23 +55,20 @@ class SyncConnection:
         self.prefetch = prefetch
         self.declare = declare
         self._factory = ConnectionFactory(self.settings, listeners=listeners)
-        self._events = self._factory.events
-        self._connection: pika.BlockingConnection | None = None
+        self._link: OwnedConnection | None = None
         self._channel: BlockingChannel | None = None
-        self._owner: int | None = None
-        self._reason: BaseException | None = None
-        self._known: set[str] = set()
-        self._cancelled: set[str] = set()
+        self._known: set[str] = set()  # queues that were there when we looked
+        self._cancelled: set[str] = set()  # consumers that the broker ended
         self._stop = threading.Event()
 
     def __repr__(self) -> str:
-        return f"SyncConnection({'open' if self._connection is not None else 'closed'})"
+        return f"SyncConnection({'open' if self._link is not None and self._link.is_open else 'closed'})"
 
     def __enter__(self) -> Self:
         return self.open()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
-        self.close()  # never raises, so the body's own exception survives
+        self.close()  # raises nothing for a dead link, so the body's own exception survives
 
     def open(self) -> Self:
         """Connect and open the channel; nothing happens if it is open.
@@ -98,55 +76,44 @@ class SyncConnection:
         Raises:
             ConnectError: as :meth:`ConnectionFactory.blocking` does.
         """
-        if self._connection is None:
-            self._connection = self._factory.blocking()
-            self._owner = threading.get_ident()
-            self._reason, self._channel = None, None
+        if self._link is None or not self._link.is_open:
+            connection = self._factory.blocking()
+            self._link = OwnedConnection(connection, self._factory.events, self.settings.connection_name)
+            self._channel = None
             self._known.clear()
-            self.channel  # noqa: B018 - opened now, so that what is wrong shows now
-        self._check_owner()
+        self.channel  # noqa: B018 - now, so that what is wrong with it shows now
         return self
 
     def close(self, *, timeout: float = 5.0) -> None:
-        """Close within *timeout* seconds: ask, then drop the socket. Twice is fine; never raises for a dead link."""
-        if self._connection is None:
-            return
-        self._check_owner()
-        connection, self._connection, self._channel = self._connection, None, None
-        clean = True
-        try:
-            with _limit(connection, timeout, "close"):
-                connection.close()
-        except Exception as exc:
-            clean = False
-            LOGGER.info("closing: the link was dead already: %s", describe(exc))
-        self._events.emit(ConnectionClosed(clean=clean, connection=self.settings.connection_name))
+        """Close within *timeout* seconds: ask, then drop the socket. Twice is fine."""
+        if self._link is not None:
+            self._link.close(timeout=timeout)
+            self._channel = None
 
     @property
     def is_open(self) -> bool:
-        """Whether the link lives. Looks: Pika's own flag stays True until something reads from the socket."""
-        if self._connection is None:
+        """Whether the link lives. It looks: Pika's own flag stays True until something reads from the socket."""
+        if self._link is None or not self._link.is_open:
             return False
         try:
-            with self._call("is_open") as connection:
-                connection.process_data_events(0)
-        except LabkitError:
-            if self._connection is not None:
-                raise
-        return self._connection is not None
+            self._link.pump()
+        except NotConnected:
+            return False
+        return True
 
     @property
     def channel(self) -> BlockingChannel:
-        """The channel: confirms on, prefetch set. Opened anew, with both, after an error has closed it."""
+        """Pika's channel, with confirms and prefetch. Opened anew, with both, after an error has closed it."""
+        link = self._opened()
+        link.check_owner()
         if self._channel is None or not self._channel.is_open:
-            with self._call("channel") as connection:
+            with link.call("opening a channel") as connection:
                 channel = connection.channel()
                 channel.confirm_delivery()
                 channel.basic_qos(prefetch_count=self.prefetch)
                 channel.add_on_cancel_callback(lambda frame: self._cancelled.add(frame.method.consumer_tag))
-                self._channel = channel
-            self._events.emit(ChannelOpened(number=channel.channel_number, connection=self.settings.connection_name))
-        self._check_owner()
+            self._channel = channel
+            self._emit(ChannelOpened, number=channel.channel_number)
         return self._channel
 
     def publish(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> None:
@@ -159,25 +126,24 @@ class SyncConnection:
             ChannelLost, NotConnected: it was not sent; ``reason`` says what closed the channel or the link.
         """
         message = Message.of(message)
-        with self._call("publish", deadline) as connection:
-            connection.process_data_events(0)  # finds out here, not in mid-publish, that the link is dead
+        ends = time.monotonic() + deadline
+        link = self._opened()
+        link.pump()  # finds out here, not in mid-publish, that the link is dead
         if self.declare:
             self._find(queue, deadline)
         channel = self.channel
         try:
-            with self._call("publish", deadline):
+            with link.call("publish", max(0.001, ends - time.monotonic())):
                 channel.basic_publish("", queue, message.body, message.to_pika(), mandatory=True)
         except px.UnroutableError as exc:
             self._known.discard(queue)
-            self._events.emit(MessageReturned(exchange="", routing_key=queue, message_id=message.message_id))
+            self._emit(MessageReturned, exchange="", routing_key=queue, message_id=message.message_id)
             raise Unroutable(f"no queue {queue!r}: the broker returned the message", routing_key=queue) from exc
         except px.NackError as exc:
             raise PublishRejected(f"the broker did not take the message for {queue!r}") from exc
         except NotConnected as exc:
-            raise OutcomeUnknown(
-                f"the link ended before the broker confirmed the message for {queue!r}: {exc}",
-                message_id=message.message_id,
-            ) from exc.reason
+            text = f"the link ended before the broker confirmed the message for {queue!r}: {exc}"
+            raise OutcomeUnknown(text, message_id=message.message_id) from exc.reason
 
     def consume(self, queue: str, callback: Callback, auto_ack: bool = False, *, timeout: float | None = None) -> None:
         """Call *callback* (channel, method, properties, body) with each message until :meth:`stop`.
@@ -197,22 +163,20 @@ class SyncConnection:
             NotConnected: the link ended.
         """
         self._stop.clear()
-        self._find(queue, CALL_TIMEOUT)
-        consuming = _Consuming(callback, auto_ack, self._stop)
-        channel = self.channel
-        with self._call("consume"):
-            tag = channel.basic_consume(queue, consuming.on_message, auto_ack=auto_ack)
         ends = None if timeout is None else time.monotonic() + timeout
+        link = self._opened()
+        self._find(queue, CALL_TIMEOUT)
+        channel = self.channel
+        work = _Work(callback, auto_ack, self._stop)
+        with link.call("consume"):
+            tag = channel.basic_consume(queue, work.do, auto_ack=auto_ack)
         try:
-            while not self._stop.is_set() and (ends is None or time.monotonic() < ends):
-                step = PUMP_STEP if ends is None else max(0.0, min(PUMP_STEP, ends - time.monotonic()))
-                with self._call("consume", None) as connection:
-                    connection.process_data_events(step)
-                consuming.reraise()
-                self._check_consumer(channel, tag, queue)
+            while link.is_open and not self._stop.is_set() and (ends is None or time.monotonic() < ends):
+                link.pump(PUMP_STEP if ends is None else max(0.0, min(PUMP_STEP, ends - time.monotonic())))
+                self._check_consumer(link, channel, tag, queue, work)
         finally:
-            self._end_consumer(channel, tag, consuming)
-        consuming.reraise()
+            self._end_consumer(link, channel, tag, work)
+        work.reraise()
 
     def stop(self) -> None:
         """End a running :meth:`consume`. Any thread may call this; nothing happens if none runs."""
@@ -228,20 +192,25 @@ class SyncConnection:
         Raises:
             NotConnected: there is no open connection.
         """
-        connection = self._connection
-        if connection is None:
-            raise self._not_connected()
-        try:
-            connection.add_callback_threadsafe(callback)
-        except px.ConnectionWrongStateError as exc:
-            raise NotConnected("the connection is closed", reason=exc) from exc
+        self._opened().run_soon(callback)
+
+    def _opened(self) -> OwnedConnection:
+        if self._link is None:
+            raise NotConnected("it is not open: call open()")
+        if not self._link.is_open:
+            raise self._link.not_connected()
+        return self._link
+
+    def _emit(self, event: Callable[..., Event], **facts: Any) -> None:
+        self._factory.events.emit(event(connection=self.settings.connection_name, **facts))
 
     def _find(self, queue: str, deadline: float) -> None:
         """Declare *queue*, durable, unless it is there; leave one that is there as it is."""
         if queue in self._known:
             return
+        link = self._opened()
         try:
-            with self._call("declare", deadline) as connection:
+            with link.call("declare", deadline) as connection:
                 probe = connection.channel()  # its own channel: a 404 closes the one that asked
                 probe.queue_declare(queue, passive=True)
                 probe.close()
@@ -249,122 +218,64 @@ class SyncConnection:
             if not self.declare or getattr(exc.reason, "reply_code", None) != 404:
                 raise
             channel = self.channel
-            with self._call("declare", deadline):
+            with link.call("declare", deadline):
                 channel.queue_declare(queue, durable=True)
         self._known.add(queue)
 
-    def _check_consumer(self, channel: BlockingChannel, tag: str, queue: str) -> None:
-        reason: BaseException | None = None
+    def _check_consumer(
+        self, link: OwnedConnection, channel: BlockingChannel, tag: str, queue: str, work: "_Work"
+    ) -> None:
+        if not isinstance(work.crash, px.AMQPError):
+            work.reraise()  # the callback's own; one of Pika's comes from what we look at below
         if tag in self._cancelled:
             self._known.discard(queue)
-            reason = px.ConsumerCancelled()
-            self._events.emit(ConsumerCancelled(queue=queue, consumer_tag=tag))
-            raise ChannelLost(f"the broker cancelled the consumer: queue {queue!r} is gone", reason=reason) from reason
-        if not channel.is_open and self._connection is not None:
-            raise self._channel_lost(
-                "consume", getattr(channel, "_closing_reason", None) or px.ChannelWrongStateError()
-            )
+            self._emit(ConsumerCancelled, queue=queue, consumer_tag=tag)
+            cancelled = px.ConsumerCancelled()
+            text = f"the broker cancelled the consumer: queue {queue!r} is gone"
+            raise ChannelLost(text, reason=cancelled) from cancelled
+        if link.is_open and not channel.is_open:
+            reason = getattr(channel, "_closing_reason", None) or work.crash or px.ChannelWrongStateError()
+            self._emit(ChannelClosed, number=channel.channel_number, reason=reason)
+            raise channel_lost("consume", reason) from reason
+        work.reraise()
 
-    def _end_consumer(self, channel: BlockingChannel, tag: str, consuming: "_Consuming") -> None:
-        if self._connection is None or not channel.is_open or tag in self._cancelled:
+    def _end_consumer(self, link: OwnedConnection, channel: BlockingChannel, tag: str, work: "_Work") -> None:
+        if tag in self._cancelled or not (link.is_open and channel.is_open):
             self._cancelled.discard(tag)
             return
         try:
-            with self._call("cancel"):
-                # Gives back to the queue what was sent ahead; with auto_ack it is ours alone now, so finish it.
+            with link.call("ending the consumer"):
+                # Pika gives back to the queue what was sent ahead; with auto_ack it is ours alone now, so finish it.
                 for method, properties, body in channel.basic_cancel(tag):
-                    consuming.on_message(channel, method, properties, body)
+                    work.do(channel, method, properties, body)
         except LabkitError as exc:
             LOGGER.info("the consumer ended with its link: %s", exc)
 
-    @contextmanager
-    def _call(self, what: str, seconds: float | None = CALL_TIMEOUT) -> Iterator[pika.BlockingConnection]:
-        """Do something with Pika: on the right thread, for a limited time, with errors that are ours."""
-        if self._connection is None:
-            raise self._not_connected()
-        self._check_owner()
-        connection = self._connection
-        try:
-            with _limit(connection, seconds, what):
-                if not connection.is_open:
-                    raise px.ConnectionWrongStateError("the connection is closed")
-                yield connection
-        except (px.UnroutableError, px.NackError):
-            raise
-        except px.AMQPChannelError as exc:
-            if connection.is_open:
-                raise self._channel_lost(what, exc) from exc
-            raise self._lost(what, exc) from exc
-        except (px.AMQPConnectionError, DeadlineExceeded, OSError) as exc:
-            raise self._lost(what, exc) from exc
 
-    def _check_owner(self) -> None:
-        if self._owner not in (None, threading.get_ident()):
-            raise LeaseError(
-                "this connection belongs to the thread that opened it; from another one, call stop() or "
-                "add_callback_threadsafe(), or open a connection of your own"
-            )
-
-    def _not_connected(self) -> NotConnected:
-        why = "it is not open: call open()" if self._reason is None else f"the link is gone: {describe(self._reason)}"
-        return NotConnected(why, reason=self._reason)
-
-    def _lost(self, what: str, reason: Exception) -> NotConnected:
-        self._connection, self._channel, self._reason = None, None, reason
-        self._events.emit(ConnectionLost(reason=reason, connection=self.settings.connection_name))
-        return NotConnected(f"{what}: the link is gone: {describe(reason)}", reason=reason)
-
-    def _channel_lost(self, what: str, reason: BaseException) -> ChannelLost:
-        if self._channel is not None and not self._channel.is_open:
-            number, self._channel = self._channel.channel_number, None
-            self._events.emit(ChannelClosed(number=number, reason=reason, connection=self.settings.connection_name))
-        return ChannelLost(f"{what}: the channel is gone: {describe(reason)}", reason=reason)
-
-
-class _Consuming:
+class _Work:
     """What one ``consume()`` does with each message; keeps the callback's exception for the caller."""
 
     def __init__(self, callback: Callback, auto_ack: bool, stop: threading.Event) -> None:
         self._callback = callback
         self._auto_ack = auto_ack
         self._stop = stop
-        self._crash: BaseException | None = None
+        self.crash: BaseException | None = None
 
-    def on_message(self, channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        # After the end, messages that were sent ahead still arrive here: give them back, unless nobody else has them.
-        if self._crash is not None or (self._stop.is_set() and not self._auto_ack):
-            if not self._auto_ack:
-                channel.basic_nack(method.delivery_tag, requeue=True)
+    def do(self, channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        is_over = self.crash is not None or (self._stop.is_set() and not self._auto_ack)
+        if not is_over:
+            try:
+                self._callback(channel, method, properties, body)
+            except BaseException as exc:  # noqa: BLE001 - kept for consume(): raised here, Pika would pass it on half-done
+                self.crash = exc
+                is_over = True
+        if self._auto_ack or not channel.is_open:
             return
-        try:
-            self._callback(channel, method, properties, body)
-        except BaseException as exc:
-            self._crash = exc  # raised by consume(), so that it is not taken for an error of the link
-            if not self._auto_ack and channel.is_open:
-                channel.basic_nack(method.delivery_tag, requeue=True)
-            return
-        if not self._auto_ack:
+        if is_over:
+            channel.basic_nack(method.delivery_tag, requeue=True)
+        else:
             channel.basic_ack(method.delivery_tag)
 
     def reraise(self) -> None:
-        if self._crash is not None:
-            raise self._crash
-
-
-@contextmanager
-def _limit(connection: pika.BlockingConnection, seconds: float | None, what: str) -> Iterator[None]:
-    """Drop the socket if the block lasts longer than *seconds*; the call inside then raises DeadlineExceeded.
-
-    Pika has no public way to give up on an answer, so this reaches into it: the loop's timer, and the method that
-    its own heartbeat checker calls when the other side is gone.
-    """
-    impl = connection._impl
-    if seconds is None or not connection.is_open:
-        yield
-        return
-    late = DeadlineExceeded(f"{what}: no answer within {seconds:g} s, the link was dropped", deadline=seconds)
-    timer = impl.ioloop.call_later(seconds, lambda: None if impl.is_closed else impl._terminate_stream(late))
-    try:
-        yield
-    finally:
-        impl.ioloop.remove_timeout(timer)
+        if self.crash is not None:
+            raise self.crash
