@@ -80,14 +80,13 @@ def up(
         return RemoteBroker(kind)
     place = homes.private_directory(place)
     with StateFile(place).lock():
-        running = _recorded(place)
-        if running is not None:
-            if kind not in {"auto", running.backend}:
-                raise BrokerError(
-                    f"a {running.backend} broker runs in {place} already, and {kind} was asked for: "
-                    "`labkit down` ends it"
-                )
-            return running
+        known = _recorded(place) or recorded(place)
+        if known is not None and kind not in {"auto", known.backend}:
+            raise BrokerError(
+                f"{place} has a {known.backend} broker already, and {kind} was asked for: `labkit down` ends it"
+            )
+        if known is not None and _revive(known, say, timeout):
+            return known
         return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, own=False)
 
 
@@ -101,6 +100,15 @@ def is_possible(say: Say = silent) -> bool:
             candidate.prepare(say)
             return True
     return False
+
+
+def recorded(home: Path | None = None) -> Broker | None:
+    """Return the broker that *home*'s state file names, in whatever state it is; None where there is no file."""
+    kind, place = _where("auto", home)
+    if "://" in kind:
+        return RemoteBroker(kind)
+    record = StateFile(place).read()
+    return None if record is None else _attach(place, record)
 
 
 def down(home: Path | None = None) -> bool:
@@ -223,6 +231,22 @@ def _recorded(home: Path) -> Broker | None:
     return None
 
 
+def _revive(broker: Broker, say: Say, timeout: float) -> bool:
+    """Return whether *broker* runs, after resuming or starting it; one that cannot is thrown away."""
+    try:
+        if broker.is_paused:
+            say("resuming the paused broker")
+            broker.resume()
+        elif not broker.is_running:
+            say("starting the stopped broker again")
+            broker.start(timeout)
+    except BrokerError as error:
+        say(f"it cannot go on, so it is replaced ({error})")
+        broker.throw_away()
+        return False
+    return True
+
+
 def _attach(home: Path, record: Record) -> Broker:
     for backend in (LocalBroker, ComposeBroker):
         if record.backend == backend.backend:
@@ -237,7 +261,7 @@ def _start(kind: str, home: Path, say: Say, pins: Pins, timeout: float, *, own: 
         try:
             make = candidate.prepare(say)
         except BrokerError as error:
-            if kind != "auto" and pins.any:
+            if pins.any:
                 raise
             tried.append(f"{candidate.name}: {error}")
             continue

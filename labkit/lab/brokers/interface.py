@@ -156,11 +156,14 @@ class Broker(ABC):
 
     def vhost(self, name: str) -> BrokerSettings:
         """Make the virtual host *name* if there is none, and return settings for it."""
-        api = self._api()
-        user = self._base_settings().username
-        api.put(f"vhosts/{segment(name)}", {})
-        api.put(f"permissions/{segment(name)}/{segment(user)}", {"configure": ".*", "write": ".*", "read": ".*"})
+        self._api().put(f"vhosts/{segment(name)}", {})
+        self.grant(self._base_settings().username, name)
         return self.settings(name)
+
+    def grant(self, user: str, virtual_host: str) -> None:
+        """Let *user* do everything in *virtual_host*."""
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        self._api().put(f"permissions/{segment(virtual_host)}/{segment(user)}", everything)
 
     def delete_vhost(self, name: str) -> bool:
         """Delete the virtual host *name* with all in it, and return whether there was one."""

@@ -1,0 +1,100 @@
+"""The verbs of the ``labkit`` command. Each one reads its arguments, calls a function, and says what came of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit.errors import BrokerError
+from labkit.lab import brokers, images
+from labkit.lab.brokers.discovery import recorded
+from labkit.lab.brokers.zero import reset as reset_broker
+
+app = typer.Typer(
+    help="A lab bench for RabbitMQ connections.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # main() turns our errors into one line
+)
+
+Home = Annotated[Path | None, typer.Option(help="Bench directory; by default the project's .lab.")]
+
+
+def say(text: str) -> None:
+    """Tell the user what is going on; stdout is for answers."""
+    typer.echo(text, err=True)
+
+
+def _recorded(home: Path | None) -> brokers.Broker:
+    broker = recorded(home)
+    if broker is None:
+        raise BrokerError("no broker has been started here: `labkit up` starts one")
+    return broker
+
+
+@app.command()
+def up(
+    kind: Annotated[str, typer.Option(help="auto, compose, local, or an AMQP URL.")] = "auto", home: Home = None
+) -> None:
+    """Find the bench's broker or start one; it stays when this command ends."""
+    broker = brokers.up(kind, home, say)
+    typer.echo(f"RabbitMQ {_version(broker)} ({broker.backend}) at {broker.settings().to_url()}")
+    typer.echo(f"management page: {broker.management_url}")
+
+
+@app.command()
+def down(home: Home = None) -> None:
+    """End the bench's broker and remove its data."""
+    typer.echo("the broker is gone, with its data" if brokers.down(home) else "there was no broker to end")
+
+
+@app.command()
+def status(
+    home: Home = None,
+    show_password: Annotated[bool, typer.Option("--show-password", help="Show the password in the URL.")] = False,
+) -> None:
+    """Say which broker there is, and how it is; exit code 1 when none runs."""
+    broker = _recorded(home)
+    state = "paused" if broker.is_paused else "running" if broker.is_running else "stopped"
+    typer.echo(f"{broker.backend}: {state}")
+    typer.echo(f"AMQP: {broker.settings().to_url(mask=not show_password)}")
+    typer.echo(f"management page: {broker.management_url}")
+    if state == "running":
+        typer.echo(f"RabbitMQ {_version(broker)}")
+    raise typer.Exit(1 if state == "stopped" else 0)
+
+
+@app.command()
+def logs(
+    home: Home = None, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines.")] = 50
+) -> None:
+    """Show the end of the broker's log."""
+    typer.echo(_recorded(home).logs(lines))
+
+
+@app.command()
+def image(
+    rootfs: Annotated[bool, typer.Option("--rootfs", help="A root directory instead: no Docker needed.")] = False,
+    suite: Annotated[str | None, typer.Option(help="Debian suite; by default the newest that works.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if a current one is there.")] = False,
+) -> None:
+    """Build RabbitMQ from Debian packages, where no container registry can be reached (root, Debian)."""
+    typer.echo(images.build(rootfs=rootfs, suite=suite, force=force))
+
+
+@app.command()
+def reset(
+    broker: Annotated[bool, typer.Option("--broker", help="Virtual hosts, alarms and processes.")] = False,
+    home: Home = None,
+) -> None:
+    """Bring the bench back to zero."""
+    if not broker:
+        raise typer.BadParameter("say what to reset: --broker")
+    reset_broker(_recorded(home), say)
+
+
+def _version(broker: brokers.Broker) -> str:
+    try:
+        return broker.version
+    except BrokerError:
+        return "(its version is known to administrators only)"
