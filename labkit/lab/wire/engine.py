@@ -208,7 +208,11 @@ class Engine:
 
     async def _dial(self, address: Address) -> socket.socket:
         error: OSError = OSError("no address")
-        infos = await self._loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        host, port = address
+        try:  # an address needs no thread to look it up
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            infos = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, where in infos:
             sock = socket.socket(family, kind, protocol)
             try:
@@ -249,8 +253,7 @@ class Engine:
         await asyncio.gather(*tasks, return_exceptions=True)
         while self.links:  # aborted sockets are let go at the loop's next turn
             await asyncio.sleep(0)
-        with contextlib.suppress(TimeoutError):  # a name that is still being looked up; its thread is a daemon's child
-            await asyncio.wait_for(self._loop.shutdown_default_executor(), 1.0)
+        # No shutdown_default_executor(): it would wait for a name that is still being looked up.
 
 
 _forgotten: list[Engine] = []
