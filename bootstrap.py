@@ -312,7 +312,8 @@ def main():
 
 def clean():
     if PYTHON.exists():
-        labkit("down", "--all")
+        for bench in (".lab", ".lab/test"):
+            labkit("down", "--home", str(ROOT / bench))
     for name in (".venv", ".lab", "build", "dist", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"):
         shutil.rmtree(str(ROOT / name), ignore_errors=True)
     say("clean: the brokers of this checkout are down; .venv, .lab and the caches are gone; work/ is yours and stays")

@@ -1,4 +1,4 @@
-"""The ``labkit`` command: its verbs are in ``labkit.lab.commands``. This says what to install where they cannot be had."""
+"""The ``labkit`` command: the verbs are in ``labkit.lab.commands``; this says what to install where they are missing."""
 
 import sys
 from collections.abc import Callable

@@ -1,13 +1,14 @@
 """The verbs of the ``labkit`` command. Each one reads its arguments, calls a function, and says what came of it."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from labkit.errors import BrokerError
-from labkit.lab import brokers, images
-from labkit.lab.brokers.discovery import recorded
+from labkit.lab import brokers, copies, doctor, images, lesson, refreshing, running
+from labkit.lab.brokers.discovery import VARIABLE, recorded
 from labkit.lab.brokers.zero import reset as reset_broker
 
 app = typer.Typer(
@@ -84,13 +85,63 @@ def image(
 
 @app.command()
 def reset(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Notebook numbers, such as 03.")] = None,
     broker: Annotated[bool, typer.Option("--broker", help="Virtual hosts, alarms and processes.")] = False,
     home: Home = None,
 ) -> None:
-    """Bring the bench back to zero."""
-    if not broker:
-        raise typer.BadParameter("say what to reset: --broker")
-    reset_broker(_recorded(home), say)
+    """Bring notebooks or the bench's broker back to zero; your old notebook is kept as NN.mine.ipynb."""
+    if not broker and not notebooks:
+        raise typer.BadParameter("say what to reset: a notebook's number, or --broker")
+    for number in notebooks or []:
+        copy = copies.reset(number)
+        kept = f"; yours is kept as {copy.mine.name}" if copy.mine else ""
+        typer.echo(f"{copy.path.name} is fresh{kept}")
+    if broker:
+        reset_broker(_recorded(home), say)
+
+
+@app.command(name="doctor")
+def doctor_command(home: Home = None) -> None:
+    """Say what is here, what is missing and how to fix it; exit code 1 when something needed is missing."""
+    report = doctor.examine(home)
+    typer.echo(report.table())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command(name="run")
+def run_command(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Notebook numbers; by default all.")] = None,
+) -> None:
+    """Execute notebooks headless, print a table, write HTML into .lab/html; exit code 1 when one fails."""
+    broker = _for_kernels()
+    raise typer.Exit(running.run(notebooks or (), capabilities=broker.capabilities).exit_code)
+
+
+@app.command(name="refresh")
+def refresh_command(
+    notebooks: Annotated[list[str], typer.Argument(help="Notebook numbers, such as 03.")],
+) -> None:
+    """For authors: execute notebooks, compare them twice, save them if nothing differs."""
+    _for_kernels()
+    for number in notebooks:
+        refreshing.refresh(number, say=say)
+
+
+@app.command(name="lab")
+def lab_command(
+    port: Annotated[int | None, typer.Option(help="JupyterLab's port; by default 8888 or a free one.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the address in a browser.")] = True,
+) -> None:
+    """Start the broker, bring work/ up to date, and serve it in JupyterLab until Ctrl-C."""
+    lesson.hold(port=port, open_browser=browser, say=typer.echo)
+
+
+def _for_kernels() -> brokers.Broker:
+    """Have a broker running, and name it to the kernels that this process starts, wherever they start."""
+    broker = brokers.up("auto", None, say)
+    if broker.home is not None:
+        os.environ[VARIABLE] = str(broker.home)
+    return broker
 
 
 def _version(broker: brokers.Broker) -> str:

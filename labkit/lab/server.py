@@ -43,7 +43,7 @@ class NotebookServer:
     @property
     def address(self) -> str:
         """What to open in a browser; the token in it is the key to the learner's machine."""
-        return f"http://127.0.0.1:{self._port}/lab/tree/index.md?token={self._token}"
+        return f"http://127.0.0.1:{self._port}/lab/tree/README.ipynb?token={self._token}"
 
     def start(self) -> None:
         """Start JupyterLab and wait until it answers.

@@ -1,4 +1,4 @@
-"""Open a notebook in JupyterLab in a headless Chromium, run it, hand over the page. Playwright, the system's browser."""
+"""Open a notebook in JupyterLab in a headless Chromium, run it, hand over the page (Playwright, system browser)."""
 
 import contextlib
 import os

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "labkit" / "lab" / "images" / "build-image.sh"
+SCRIPT = ROOT / "labkit" / "lab" / "images" / "build.sh"
 UNPACK_TIMEOUT = 600  # seconds; 25-35 measured
 
 
@@ -36,8 +36,8 @@ class Version:
         return self.image
 
     def _build(self, *arguments: str) -> None:
-        environment = {**os.environ, "LABKIT_STANDIN_SUITES": self.suite, "LABKIT_STANDIN_TAG": self.image}
-        subprocess.run([SCRIPT, *arguments], env=environment, check=True, timeout=UNPACK_TIMEOUT, capture_output=True)
+        command = [SCRIPT, "--suites", self.suite, "--tag", self.image, *arguments]
+        subprocess.run(command, check=True, timeout=UNPACK_TIMEOUT, capture_output=True)
 
 
 VERSIONS = (Version("3.10", "bookworm"), Version("4.0", "trixie"), Version("4.3", "forky"))

@@ -27,7 +27,7 @@ EXERCISES = (
         hints=(
             "Read the error again: it quotes the word that is wrong.",
             "Print lab.settings() and compare it with planted, field by field.",
-            "planted.replace(virtual_host=...) makes a copy with another virtual host; lab.settings() has the right one.",
+            "planted.replace(virtual_host=...) makes a copy with another one; lab.settings() has the right one.",
         ),
     ),
 )

@@ -1,0 +1,28 @@
+"""One sitting at the bench, from the command line: the broker, the learner's copies, JupyterLab, and their end."""
+
+from collections.abc import Callable
+
+from labkit.lab import brokers, copies, home
+from labkit.lab.server import NotebookServer, serve
+
+
+def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) -> None:
+    """Serve ``work/`` until the learner is done; ends the broker only if it was started here.
+
+    Raises:
+        BrokerError: no broker could be had.
+        ServerError: JupyterLab did not start.
+    """
+    ours = brokers.find() is None
+    broker = brokers.up("auto", None, say)
+    try:
+        say(f"RabbitMQ {broker.version} ({broker.backend}), management page: {broker.management_url}")
+        for copy in copies.refresh_work():
+            if copy.mine:
+                say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
+        project = home.project()
+        serve(NotebookServer(project / copies.WORK, home.bench(), port=port), say=say, open_browser=open_browser)
+    finally:
+        if ours:
+            brokers.down()
+            say("the broker is down")
