@@ -248,6 +248,8 @@ class SyncConnection:
                 # Pika gives back to the queue what was sent ahead; with auto_ack it is ours alone now, so finish it.
                 for method, properties, body in channel.basic_cancel(tag):
                     work.do(channel, method, properties, body)
+                for delivery_tag in () if work.auto_ack else work.unfinished:
+                    channel.basic_nack(delivery_tag, requeue=True)
         except LabkitError as exc:
             LOGGER.info("the consumer ended with its link: %s", exc)
 
@@ -257,23 +259,23 @@ class _Work:
 
     def __init__(self, callback: Callback, auto_ack: bool, stop: threading.Event) -> None:
         self._callback = callback
-        self._auto_ack = auto_ack
+        self.auto_ack = auto_ack
         self._stop = stop
         self.crash: BaseException | None = None
+        self.unfinished: list[int] = []
 
     def do(self, channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        is_over = self.crash is not None or (self._stop.is_set() and not self._auto_ack)
-        if not is_over:
-            try:
-                self._callback(channel, method, properties, body)
-            except BaseException as exc:  # noqa: BLE001 - kept for consume(): raised here, Pika would pass it on half-done
-                self.crash = exc
-                is_over = True
-        if self._auto_ack or not channel.is_open:
+        if self.crash is not None or (self._stop.is_set() and not self.auto_ack):
+            # Not given back yet: the broker would send it again at once, and again, until the consumer has ended.
+            self.unfinished.append(method.delivery_tag)
             return
-        if is_over:
-            channel.basic_nack(method.delivery_tag, requeue=True)
-        else:
+        try:
+            self._callback(channel, method, properties, body)
+        except BaseException as exc:  # noqa: BLE001 - kept for consume(): raised here, Pika would pass it on half-done
+            self.crash = exc
+            self.unfinished.append(method.delivery_tag)
+            return
+        if not self.auto_ack and channel.is_open:
             channel.basic_ack(method.delivery_tag)
 
     def reraise(self) -> None:

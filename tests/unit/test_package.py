@@ -1,0 +1,58 @@
+import importlib
+import pkgutil
+import subprocess
+import sys
+import types
+
+import pytest
+
+import labkit
+
+HEAVY = [
+    "docker",
+    "ipywidgets",
+    "gevent",
+    "twisted",
+    "tornado",
+    "flask",
+    "httpx",
+    "IPython",
+    "pamqp",
+    "trustme",
+    "typer",
+]
+
+
+def modules():
+    return [name for _, name, _ in pkgutil.iter_modules(labkit.__path__)]
+
+
+def test_all_is_what_is_exported():
+    public = {
+        name
+        for name, value in vars(labkit).items()
+        if not name.startswith("_") and not (isinstance(value, types.ModuleType) and name != "errors")
+    }
+    assert sorted(labkit.__all__) == sorted((public | {"errors"}) - {"logging"})
+    assert len(labkit.__all__) == len(set(labkit.__all__))
+
+
+def test_import_needs_no_broker_widget_or_event_loop_package():
+    code = f"import sys, labkit; print(sorted(set({HEAVY!r}) & set(sys.modules)), 'labkit.lab' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[] False", "")
+
+
+def test_no_module_shares_a_name_with_a_public_attribute_beside_it():
+    assert len(modules()) > 8
+    shared = [name for name in modules() if name in labkit.__all__ and name != "errors"]
+    assert shared == []
+    assert isinstance(labkit.errors, types.ModuleType)
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name not in ("lab", "integrations", "rpc", "cli")])
+def test_nothing_outside_the_bench_imports_the_bench(name):
+    module = importlib.import_module(f"labkit.{name}")
+    imported = [value.__name__ for value in vars(module).values() if isinstance(value, types.ModuleType)]
+    origins = [getattr(value, "__module__", "") or "" for value in vars(module).values()]
+    assert [each for each in imported + origins if str(each).startswith("labkit.lab")] == []
