@@ -1,4 +1,4 @@
-"""The ``labkit`` command: the verbs are in ``labkit.lab.commands``; this says what to install where they are missing."""
+"""The ``labkit`` command. Its verbs are in ``labkit.lab.commands``; this says what to install to have them."""
 
 import sys
 from collections.abc import Callable

@@ -6,6 +6,7 @@ the owner is noticed, on every system. Until then it imports nothing of labkit a
     python guard.py HOME DIRECTORY_OF_THE_PACKAGE
 """
 
+import shutil
 import site
 import sys
 
@@ -23,4 +24,7 @@ if __name__ == "__main__" and wait_for_owner():
     sys.path.insert(0, package)
     from labkit.lab.brokers.discovery import discard
 
-    discard(home)
+    try:
+        discard(home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)

@@ -232,7 +232,7 @@ class LocalBroker(Broker):
 
     def _end(self, record: Record, signal_name: str, timeout: float) -> bool:
         processes.send(record.pid, record.identity, signal_name)
-        return not record.pid or processes.wait_gone(record.pid, record.identity, timeout)
+        return processes.wait_gone(record.pid, record.identity, timeout)
 
     def _write_files(self, record: Record) -> None:
         seen = INSIDE if record.rootfs else self.directory.as_posix()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pika
 import pika.exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from labkit.errors import BrokerError
 from labkit.settings import BrokerSettings
@@ -77,6 +78,6 @@ def handshake(settings: BrokerSettings, timeout: float) -> str | None:
     parameters.connection_attempts = 1
     try:
         pika.BlockingConnection(parameters).close()
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:  # the second is outside Pika's tree
         return f"{type(error).__name__}: {error}".rstrip(": ")
     return None
