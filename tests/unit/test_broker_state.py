@@ -1,0 +1,233 @@
+"""The state file, process identities, ports, credentials and texts of the bench's broker: no broker here."""
+
+import base64
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import BrokerError
+from labkit.lab import home as homes
+from labkit.lab.brokers import advice, compose, credentials, ports, processes
+from labkit.lab.brokers.logs import last_clue
+from labkit.lab.brokers.state import Record, StateFile
+
+RECORD = Record("local", 5672, 15672, "lab", "secret", pid=42, identity="boot:7")
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    state = StateFile(tmp_path)
+    state.write(RECORD)
+    assert state.read() == RECORD
+    assert [each.name for each in tmp_path.iterdir()] == ["broker.json"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_the_state_file_is_readable_to_its_owner_alone(tmp_path: Path) -> None:
+    StateFile(tmp_path).write(RECORD)
+    assert (tmp_path / "broker.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"backend": "local"}', "\x00"])
+def test_a_state_file_that_cannot_be_understood_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broker.json").write_text(text)
+    assert StateFile(tmp_path).read() is None
+
+
+def test_a_newer_labkits_extra_fields_are_passed_over(tmp_path: Path) -> None:
+    state = StateFile(tmp_path)
+    state.write(RECORD)
+    data = json.loads(state.path.read_text())
+    state.path.write_text(json.dumps({**data, "colour": "red"}))
+    assert state.read() == RECORD
+
+
+def test_a_record_shows_neither_password_nor_port() -> None:
+    assert repr(RECORD) == "Record(backend='local', wanted='running')"
+
+
+def test_the_lock_is_reentrant_and_names_the_bench_when_another_process_keeps_it(tmp_path: Path) -> None:
+    state = StateFile(tmp_path)
+    with state.lock(), StateFile(tmp_path).lock():
+        code = (
+            "import sys; from pathlib import Path; from labkit.lab.brokers.state import StateFile\n"
+            "with StateFile(Path(sys.argv[1])).lock(timeout=0.05): pass"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert "BrokerError" in other.stderr
+    assert str(tmp_path) in other.stderr
+
+
+def test_a_write_that_fails_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateFile(tmp_path)
+    state.write(RECORD)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(BrokerError, match="no space left at"):
+        state.write(RECORD.replace(pid=43))
+    assert state.read() == RECORD
+    assert [each.name for each in tmp_path.iterdir()] == ["broker.json"]
+
+
+# --- processes -------------------------------------------------------------------------------------
+
+
+def test_this_process_has_an_identity_and_a_gone_one_has_none() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert processes.identity(os.getpid())
+    assert processes.identity(os.getpid()) == processes.identity(os.getpid())
+    assert processes.identity(gone.pid) == ""
+    assert processes.identity(0) == ""
+    assert processes.wait_gone(gone.pid, "any", 0.0)
+
+
+def test_no_signal_is_sent_without_the_right_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    processes.send(0, "", "SIGTERM")
+    processes.send(os.getpid(), "", "SIGTERM")
+    processes.send(os.getpid(), "another boot:1", "SIGTERM")
+    assert sent == []
+    processes.send(os.getpid(), processes.identity(os.getpid()), "SIGTERM")
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_ending_a_port_mapper_that_is_not_there_is_fine() -> None:
+    processes.end_epmd(ports.free_ports(1)[0])
+
+
+# --- ports -----------------------------------------------------------------------------------------
+
+
+def test_a_port_with_a_listener_is_not_free_on_any_of_its_addresses() -> None:
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with socket.socket() as listener:
+            listener.bind((host, 0))
+            listener.listen()
+            assert not ports.is_free(listener.getsockname()[1]), host
+
+
+def test_free_ports_are_different_from_each_other() -> None:
+    chosen = ports.free_ports(20)
+    assert len(set(chosen)) == 20
+    assert all(ports.is_free(port) for port in chosen)
+
+
+def test_the_first_free_port_named_is_chosen() -> None:
+    free = ports.free_ports(2)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        busy = listener.getsockname()[1]
+        assert ports.choose(busy, 0, *free) == free[0]
+        assert ports.choose(busy) not in {0, busy}
+
+
+# --- credentials -----------------------------------------------------------------------------------
+
+
+def test_definitions_hold_hashes_that_match_and_no_password() -> None:
+    text = credentials.definitions("lab", "a long secret")
+    assert "a long secret" not in text
+    users = {user["name"]: user for user in json.loads(text)["users"]}
+    assert set(users) == {"lab", "guest"}
+    raw = base64.b64decode(users["lab"]["password_hash"])
+    assert raw[4:] == hashlib.sha256(raw[:4] + b"a long secret").digest()
+
+
+def test_the_hash_is_the_one_that_rabbitmqs_documentation_shows() -> None:
+    salt = bytes.fromhex("908DC60A")
+    expected = "908DC60A" + hashlib.sha256(salt + b"test12").hexdigest()
+    assert base64.b64decode(credentials.password_hash("test12", salt)).hex().upper() == expected.upper()
+
+
+def test_passwords_differ_and_need_no_quoting() -> None:
+    drawn = {credentials.new_password() for _ in range(50)}
+    assert len(drawn) == 50
+    assert all(word.replace("-", "").replace("_", "").isalnum() for word in drawn)
+
+
+# --- names, directories, texts ---------------------------------------------------------------------
+
+
+def test_two_benches_never_share_a_compose_project(tmp_path: Path) -> None:
+    names = {compose.project_name(tmp_path / each) for each in ("one", "two", "One")}
+    assert len(names) == 3
+    assert all(name == name.lower() and name.replace("-", "").isalnum() for name in names)
+    assert compose.project_name(tmp_path / "one" / ".." / "two") == compose.project_name(tmp_path / "two")
+
+
+def test_the_compose_file_is_found_and_names_what_labkit_sets() -> None:
+    text = compose.compose_file().read_text()
+    for variable in ("LABKIT_AMQP_PORT", "LABKIT_MANAGEMENT_PORT", "LABKIT_FILES"):
+        assert f"${{{variable}:?run labkit up" in text, variable
+    published = [line.strip() for line in text.splitlines() if line.strip().startswith('- "')]
+    assert published
+    assert all(line.startswith('- "127.0.0.1:') for line in published)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_the_bench_directory_is_private_even_where_it_was_not(tmp_path: Path) -> None:
+    place = tmp_path / "bench"
+    place.mkdir(mode=0o755)
+    homes.private_directory(place)
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert list(place.iterdir()) == []
+
+
+def test_a_bench_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    place = tmp_path / "bench"
+    place.write_text("in the way")
+    with pytest.raises(BrokerError, match=r"bench.*File exists"):
+        homes.private_directory(place)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(13, "make it writable"), (30, "make it writable"), (28, "no space left"), (5, "cannot use")],
+)
+def test_an_unusable_directory_says_what_to_do(number: int, words: str) -> None:
+    error = homes.unwritable(Path("bench"), OSError(number, os.strerror(number)))
+    assert words in str(error)
+    assert "bench" in str(error)
+
+
+def test_too_little_space_is_said_in_megabytes(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match=r"MB free and a broker needs \d+ MB there"):
+        homes.require_space(tmp_path, needed=2**62)
+
+
+def test_the_clue_is_the_last_line_that_speaks_of_an_error() -> None:
+    lines = ["starting the broker now", "[error] the port is taken", "", "stopping all the applications"]
+    assert last_clue(lines) == "[error] the port is taken"
+    assert last_clue(lines[:1]) == "starting the broker now"
+    assert last_clue([]) == "(the log is empty)"
+
+
+@pytest.mark.parametrize(
+    ("platform", "distribution", "words"),
+    [
+        ("linux", "debian", "labkit image --rootfs"),
+        ("linux", "ubuntu debian", "apt install rabbitmq-server"),
+        ("linux", "fedora", "dnf install rabbitmq-server"),
+        ("linux", "", "install Docker"),
+        ("darwin", "", "brew install rabbitmq"),
+        ("win32", "", "Docker Desktop"),
+    ],
+)
+def test_every_system_is_told_how_to_get_a_broker(platform: str, distribution: str, words: str) -> None:
+    told = advice.how_to_get_one(platform, distribution)
+    assert words in told
+    assert "LABKIT_BROKER" in told
