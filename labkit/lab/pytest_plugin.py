@@ -19,12 +19,11 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.lab.kernels import kernel_environment
+from labkit.lab.notebook_broker import VARIABLE, capabilities, provide, release
 from labkit.lab.notebook_file import FOLDER, read, requires
 from labkit.lab.requirements import missing, missing_browser, missing_engine, must_have
 
 SANITIZE = Path("tests") / "nbval-sanitize.cfg"
-BROKER = "LABKIT_BROKER"
-TEST_BENCH = Path(".lab") / "test"
 
 REFUSED_PLUGINS = {
     "randomly": "pytest-randomly shuffles the cells of a notebook",
@@ -36,7 +35,7 @@ SAFE_DIST = frozenset({"no", "loadscope", "loadfile"})
 _MARKERS: dict[str, Callable[[], str]] = {"compose": missing_engine, "browser": missing_browser}
 
 _deselected = pytest.StashKey[dict[str, tuple[int, str]]]()
-_own_broker = pytest.StashKey[Path]()
+_own_broker = pytest.StashKey[Path | None]()
 _environment = pytest.StashKey[dict[str, str | None]]()
 
 
@@ -87,35 +86,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not compares_notebooks(config) or hasattr(config, "workerinput") or config.getoption("collectonly", False):
         return
     environment = kernel_environment(config.rootpath)
-    config.stash[_environment] = {name: os.environ.get(name) for name in [*environment, BROKER]}
+    config.stash[_environment] = {name: os.environ.get(name) for name in [*environment, VARIABLE]}
     os.environ.update(environment)
     Path(environment["IPYTHONDIR"]).mkdir(parents=True, exist_ok=True)
-    provide_broker(config)
-
-
-def provide_broker(config: pytest.Config) -> None:
-    """Find the broker the kernels are to use, or start one in ``.lab/test``, and name it in ``LABKIT_BROKER``.
-
-    A ``LABKIT_BROKER`` that names a bench with a running broker, or an AMQP URL, is taken as it is.
-
-    Raises:
-        pytest.UsageError: there is no broker to be had. A run without one would compare nothing.
-    """
-    wanted = os.environ.get(BROKER, "auto")
-    if "://" in wanted:
-        return
-    # Here: tests without notebooks must run where no broker backend can be imported.
-    from labkit.lab import brokers
-
-    bench = Path(wanted) if wanted not in {"", "auto", "compose", "local"} else config.rootpath / TEST_BENCH
     try:
-        if brokers.find(bench) is None:
-            kind = "auto" if bench == Path(wanted) or not wanted else wanted
-            brokers.up(kind=kind, home=bench, say=_say_to(config))
-            config.stash[_own_broker] = bench
+        config.stash[_own_broker] = provide(config.rootpath, _say_to(config))
     except LabkitError as error:
+        # A run without a broker would compare nothing, so it must not look like one that did.
         raise pytest.UsageError(f"notebooks need a broker: {error}") from error
-    os.environ[BROKER] = str(bench)
 
 
 @pytest.hookimpl(trylast=True)
@@ -125,12 +103,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(config, "workerinput"):
         config.workeroutput["labkit_deselected"] = config.stash[_deselected]  # type: ignore[attr-defined]
         return
-    bench = config.stash.get(_own_broker, None)
-    if bench is not None:
-        from labkit.lab import brokers
-
-        brokers.down(bench)
-        del config.stash[_own_broker]
+    release(config.stash.get(_own_broker, None))
+    config.stash[_own_broker] = None
     for name, value in config.stash.get(_environment, {}).items():
         if value is None:
             os.environ.pop(name, None)
@@ -163,11 +137,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _refuse_lax_reference(config, cells)
     if config.getoption("collectonly", False):
         return
-    capabilities = _Capabilities()
+    known = _Capabilities()
     gone: list[pytest.Item] = []
     for path, members in cells.items():
         needs = requires(read(path))
-        reasons = missing(needs, capabilities) if needs else {}
+        reasons = missing(needs, known) if needs else {}
         if not reasons:
             continue
         insisted = must_have().intersection(reasons)
@@ -212,11 +186,7 @@ class _Capabilities(Collection[str]):
 
     def _all(self) -> frozenset[str]:
         if self._known is None:
-            from labkit.lab import brokers
-
-            named = os.environ.get(BROKER, "auto")
-            broker = brokers.find(Path(named) if Path(named).is_dir() else None)
-            self._known = frozenset() if broker is None else broker.capabilities
+            self._known = capabilities()
         return self._known
 
     def __contains__(self, need: object) -> bool:

@@ -1,4 +1,4 @@
-"""Radio buttons that follow a Question and decide nothing; a text twin where there are no widgets."""
+"""Buttons that follow a Question and decide nothing; a text twin where there are no widgets."""
 
 import html
 from typing import Any
@@ -10,7 +10,9 @@ from labkit.lab.questions import Question
 
 
 class QuestionView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
-    """One question as radio buttons (Tab to reach them, arrow keys to choose), with its feedback below.
+    """One question with a button for each choice (Tab to reach one, Space to choose it), its feedback below.
+
+    Not radio buttons: those are chosen with the arrow keys, which JupyterLab takes for moving between cells.
 
     Its ``text/plain`` is :meth:`Question.twin`, whole: what nbval compares and a reader without widgets gets.
     """
@@ -19,12 +21,13 @@ class QuestionView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no typ
         self.question = question
         # No "description" beside the buttons: it is cut after a few words. The question stands above, and as tooltip.
         text = widgets.HTML(f"<strong>{html.escape(question.text)}</strong>")
-        self.buttons = widgets.RadioButtons(
+        self.buttons = widgets.ToggleButtons(
             options=list(question.choices),
             value=question.chosen,
             description="Your choice:",
             tooltip=question.text,
-            layout=widgets.Layout(width="auto"),
+            tooltips=[f"Choose: {choice}" for choice in question.choices],
+            style=widgets.ToggleButtonsStyle(button_width="auto"),
         )
         self.note = widgets.HTML(_live(question.feedback))
         super().__init__(children=(text, self.buttons, self.note))

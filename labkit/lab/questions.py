@@ -1,7 +1,7 @@
 """Predictions before an observation, and questions that recall an earlier notebook. State only; no widgets here.
 
 What a learner chose is in a :class:`Question`, a plain traitlets model. :mod:`labkit.lab.question_view` shows it as
-radio buttons; ``answer()`` does the same as a click, for readers without widgets and for tests. With no answer given
+buttons; ``answer()`` does the same as a click, for readers without widgets and for tests. With no answer given
 every text is the same each time, which is what nbval compares.
 """
 
@@ -101,7 +101,7 @@ class Questions:
         return f"Questions({self._lab_id!r}, {len(self._asked)} asked)"
 
     def predict(self, name: str, text: str, choices: Sequence[str]) -> "QuestionView":
-        """Ask what the next cell will show, and return the radio buttons.
+        """Ask what the next cell will show, and return its buttons.
 
         Args:
             name: ``"00.a"``: the notebook's number, a dot, a letter.
@@ -116,7 +116,7 @@ class Questions:
     def ask(
         self, name: str, text: str, choices: Sequence[str], *, right: str, why: Mapping[str, str] | None = None
     ) -> "QuestionView":
-        """Ask something an earlier notebook taught, and return the radio buttons; feedback follows a choice.
+        """Ask something an earlier notebook taught, and return its buttons; feedback follows a choice.
 
         Args:
             name: as for :meth:`predict`.
@@ -131,7 +131,7 @@ class Questions:
         return self._show(Question(self._own(name), text, choices, right=right, why=why))
 
     def answer(self, name: str, choice: str) -> None:
-        """Choose without a mouse and print the feedback: the same as a click on the radio button.
+        """Choose without a mouse and print the feedback: the same as a click on the button.
 
         Raises:
             ConfigurationError: nothing was asked under this name, or this is not one of its choices.

@@ -44,7 +44,7 @@ def refresh(
 ) -> Refreshed:
     """Execute ``notebooks/NN-*.ipynb`` from a fresh kernel and save it, if it then passes strict nbval twice.
 
-    A broker is needed where the notebook needs one: the caller starts it and names it in ``LABKIT_BROKER``, so that the
+    Where the notebook needs a broker, call this inside :func:`labkit.lab.notebook_broker.notebook_broker`, so that the
     kernel and both nbval runs meet the same one.
 
     Args:
