@@ -61,9 +61,9 @@ class Strike:
     ) -> None:
         self.victims = victims  # which sides a reset is for: where the fault's directions lead
         self.key, self.fault, self.on_begin = key, fault, on_begin
-        self.name, self.left, self.at_once = start.at_frame, start.count, start.at_once
+        self.name, self.left = start.at_frame, start.count
         self.begins: int | None = None  # octets of the stream before it; None until its frame is seen
-        self.has_begun = self.over = False
+        self.has_begun = self.over = self.at_once = False
 
 
 class Pipe:
@@ -128,6 +128,7 @@ class Pipe:
         """Put a fault on this pipe; it begins where *start* says, counted from now, at the next :meth:`advance`."""
         if start.at_frame is None:
             self._set_begin(strike, self._passed + (start.after_bytes or 0))
+            strike.at_once = strike.begins == self._passed
         self.strikes.append(strike)
         self.quiet = False
 

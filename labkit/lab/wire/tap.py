@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from labkit.errors import DeadlineExceeded
+from labkit.errors import ConfigurationError, DeadlineExceeded
 from labkit.lab.wire.faults import Direction
 from labkit.lab.wire.frames import FRAME_NAMES, Frame, masked
 
@@ -108,10 +108,10 @@ class Tap:
 
         Raises:
             DeadlineExceeded: it did not happen within *timeout* seconds.
-            ValueError: no frame has that name.
+            ConfigurationError: no frame has that name.
         """
         if name not in FRAME_NAMES:
-            raise ValueError(f"name: the name of a frame such as 'Basic.Publish', not {name!r}")
+            raise ConfigurationError(f"frame: the name of a frame such as 'Basic.Publish', not {name!r}")
         end = time.monotonic() + timeout
         while True:
             seen = sum(1 for entry in self.entries(since) if entry.frame is not None and entry.frame.name == name)
