@@ -199,7 +199,7 @@ def test_a_broker_that_ends_while_starting_shows_its_last_words(
     (tmp_path / "node" / "conf.d").mkdir(parents=True)
     (tmp_path / "node" / "conf.d" / "99-bad.conf").write_text("no.such.key = 1\n")
 
-    with pytest.raises(BrokerError, match=r"ended while starting .*; last log line: .*no\.such\.key"):
+    with pytest.raises(BrokerError, match=r"ended while starting .*; its log says: .*no\.such\.key"):
         brokers.up(kind, tmp_path, rootfs=pins.rootfs)
 
     assert brokers.find(tmp_path) is None
@@ -208,7 +208,7 @@ def test_a_broker_that_ends_while_starting_shows_its_last_words(
 
 def test_a_broker_that_is_too_slow_is_ended_and_the_wait_is_named(tmp_path: Path) -> None:
     kind, pins = pins_of("root directory")
-    with pytest.raises(BrokerError, match=r"not ready after 0\.2 s at 127\.0\.0\.1:\d+ \(.*\); last log line: "):
+    with pytest.raises(BrokerError, match=r"not ready after 0\.2 s at 127\.0\.0\.1:\d+ \(.*\); its log says: "):
         brokers.up(kind, tmp_path, rootfs=pins.rootfs, timeout=0.2)
     assert [each.name for each in tmp_path.iterdir()] == ["broker.lock"]
 

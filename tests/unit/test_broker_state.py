@@ -15,7 +15,7 @@ import pytest
 from labkit.errors import BrokerError
 from labkit.lab import home as homes
 from labkit.lab.brokers import advice, compose, credentials, ports, processes
-from labkit.lab.brokers.logs import last_clue
+from labkit.lab.brokers.logs import clue
 from labkit.lab.brokers.state import Record, StateFile
 
 RECORD = Record("local", 5672, 15672, "lab", "secret", pid=42, identity="boot:7")
@@ -209,11 +209,17 @@ def test_too_little_space_is_said_in_megabytes(tmp_path: Path) -> None:
         homes.require_space(tmp_path, needed=2**62)
 
 
-def test_the_clue_is_the_last_line_that_speaks_of_an_error() -> None:
-    lines = ["starting the broker now", "[error] the port is taken", "", "stopping all the applications"]
-    assert last_clue(lines) == "[error] the port is taken"
-    assert last_clue(lines[:1]) == "starting the broker now"
-    assert last_clue([]) == "(the log is empty)"
+def test_the_clue_is_the_first_error_without_its_stamp() -> None:
+    lines = [
+        "2026-01-31 10:00:00.1+00:00 [info] <0.1.0> starting the broker now",
+        "2026-01-31 10:00:00.2+00:00 [error] <0.144.0>",
+        "2026-01-31 10:00:00.3+00:00 [error] <0.144.0> the port is taken",
+        "2026-01-31 10:00:00.4+00:00 [error] <0.144.0> and so everything has ended",
+    ]
+    assert clue(lines) == "the port is taken"
+    assert clue(lines[:1]) == "starting the broker now"
+    assert clue(["Cannot: an ERROR without a stamp", "=====", ""]) == "Cannot: an ERROR without a stamp"
+    assert clue([]) == "(the log is empty)"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from labkit.errors import BrokerError
 from labkit.lab.brokers import engine, ports, ready
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
-from labkit.lab.brokers.logs import last_clue
+from labkit.lab.brokers.logs import clue
 from labkit.lab.brokers.state import Record, StateFile
 from labkit.lab.home import PACKAGE, unwritable
 from labkit.settings import BrokerSettings
@@ -30,6 +30,7 @@ PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
 COMPOSE_FILE = "docker-compose.yml"
 LAUNCH_TIMEOUT = 120.0  # seconds for `compose up -d`; the image is here already
+CLUE_LINES = 100  # of the log, to look for an error in
 GONE_TIMEOUT = 20.0  # seconds for what was removed to be gone
 
 
@@ -231,9 +232,7 @@ class ComposeBroker(Broker):
         except OSError as error:
             raise BrokerError(f"cannot run {command[0]}: {error}") from error
         if done.returncode:
-            raise BrokerError(
-                f"`{' '.join(command[:2])} up` failed: {last_clue((done.stderr or done.stdout).splitlines())}"
-            )
+            raise BrokerError(f"`{' '.join(command[:2])} up` failed: {clue((done.stderr or done.stdout).splitlines())}")
 
     @contextlib.contextmanager
     def _container(self, timeout: float = CTL_TIMEOUT) -> Iterator[Any]:
@@ -272,7 +271,7 @@ class ComposeBroker(Broker):
 
     def _clue(self) -> str:
         with contextlib.suppress(BrokerError):
-            return last_clue(self.logs(40).splitlines())
+            return clue(self.logs(CLUE_LINES).splitlines())
         return "(no log)"
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,12 +39,14 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
     try:
         if os.environ.get("DOCKER_HOST"):
             asked = os.environ["DOCKER_HOST"]
+            _knock(asked)
             client = docker.from_env(timeout=timeout)
         else:
             # from_env() does not know docker's contexts (docker-py issue 3146), and Docker Desktop's
             # socket is named by nothing else.
             context = docker.context.ContextAPI.get_current_context()
             asked = context.Host or asked
+            _knock(asked)
             client = docker.DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=timeout)
     except ENGINE_ERRORS as error:
         raise BrokerError(_no_engine(asked, error)) from error
@@ -61,6 +65,16 @@ def engine_version() -> str | None:
     with contextlib.suppress(BrokerError), connected(timeout=3.0) as client:
         return str(client.version()["Version"])
     return None
+
+
+def _knock(address: str) -> None:
+    """Connect to the engine's Unix socket once: the SDK leaves its own socket open when nobody is there."""
+    path = address.removeprefix("unix://")
+    if path == address or sys.platform == "win32":
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PING_TIMEOUT)
+        probe.connect(path)
 
 
 def compose_command() -> list[str]:

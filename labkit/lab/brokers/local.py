@@ -19,7 +19,7 @@ from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab.brokers import ports, processes, ready
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
-from labkit.lab.brokers.logs import last_clue
+from labkit.lab.brokers.logs import clue
 from labkit.lab.brokers.sources import CHROOT_PATH, Source
 from labkit.lab.brokers.state import Record, StateFile
 from labkit.lab.home import require_space, unwritable
@@ -52,6 +52,7 @@ class LocalBroker(Broker):
         self._state = StateFile(home)
         self._last: Record | None = self._state.read()
         self.directory = home / NODE_DIRECTORY
+        self._old_lines = 0  # of the log, from before our last start
 
     @classmethod
     def create(cls, home: Path, source: Source, *, amqp_port: int, management_port: int, own: bool) -> "LocalBroker":
@@ -132,6 +133,7 @@ class LocalBroker(Broker):
             if _lives(record):
                 return
             self._write_files(record)
+            self._old_lines = len(self._log_lines())
             record = self._spawn(record)
             try:
                 ready.wait_until_ready(
@@ -281,7 +283,7 @@ class LocalBroker(Broker):
         return []
 
     def _clue(self) -> str:
-        return last_clue(self._log_lines())
+        return clue(self._log_lines()[self._old_lines :])
 
 
 def _lives(record: Record) -> bool:

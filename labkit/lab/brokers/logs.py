@@ -1,10 +1,27 @@
 """Find the line of a broker's log that says most. No I/O."""
 
-WINDOW = 40  # lines from the end
+import re
+
+STAMP = re.compile(r"^\S*\d{4}-\d\d-\d\d \S+ \[(?P<level>\w+)\] <[\d.]+> ?")
+SHORTEST = 3  # words; less is a rule, a bracket, or an empty entry
 
 
-def last_clue(lines: list[str]) -> str:
-    """Return the last line that speaks of an error, else the last one that says anything."""
-    told = [line.strip() for line in lines[-WINDOW:] if len(line.split()) > 2]
-    errors = [line for line in told if "error" in line.lower()]
-    return (errors or told or ["(the log is empty)"])[-1]
+def clue(lines: list[str]) -> str:
+    """Return the first line that speaks of an error, else the last one that says anything.
+
+    The first, because a RabbitMQ that cannot start says why once, and then reports for two pages that
+    its parts have ended.
+
+    Args:
+        lines: The log since the broker was started.
+    """
+    told: list[tuple[str, str]] = []
+    for line in lines:
+        stamp = STAMP.match(line)
+        text = (line[stamp.end() :] if stamp else line).strip()
+        if len(text.split()) >= SHORTEST:
+            told.append((stamp["level"] if stamp else "", text))
+    errors = [text for level, text in told if level in {"error", "critical"} or "error" in text.lower()]
+    if errors:
+        return errors[0]
+    return told[-1][1] if told else "(the log is empty)"

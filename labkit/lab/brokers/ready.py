@@ -32,7 +32,7 @@ def wait_until_ready(
         settings: Who connects, and where.
         timeout: Seconds for the whole wait.
         ended: Returns how the broker ended ("exited with code 1"), or None while it lives.
-        clue: Returns the last line of the broker's log.
+        clue: Returns the line of the broker's log that says most.
 
     Raises:
         BrokerError: not ready in time, or the broker ended.
@@ -43,7 +43,7 @@ def wait_until_ready(
     while True:
         how = ended()
         if how is not None:
-            raise BrokerError(f"the broker at {host}:{port} ended while starting ({how}); last log line: {clue()}")
+            raise BrokerError(f"the broker at {host}:{port} ended while starting ({how}); its log says: {clue()}")
         if listens(host, port):
             answer = handshake(settings, max(1.0, min(10.0, end - time.monotonic())))
             if answer is None:
@@ -51,7 +51,7 @@ def wait_until_ready(
             tried = answer
         if time.monotonic() >= end:
             raise BrokerError(
-                f"broker not ready after {timeout:g} s at {host}:{port} ({tried}); last log line: {clue()}"
+                f"broker not ready after {timeout:g} s at {host}:{port} ({tried}); its log says: {clue()}"
             )
         time.sleep(POLL)
 
