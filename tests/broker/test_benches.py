@@ -244,7 +244,7 @@ def test_a_port_taken_between_choice_and_start_is_replaced(tmp_path: Path, monke
             brokers.down(tmp_path)
 
 
-def test_a_full_disk_is_said_before_a_broker_is_started(tmp_path: Path) -> None:
+def test_a_full_or_read_only_disk_is_said_before_a_broker_is_started(tmp_path: Path) -> None:
     kind, pins = pins_of("root directory")
     if os.name == "nt" or os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
@@ -256,6 +256,9 @@ def test_a_full_disk_is_said_before_a_broker_is_started(tmp_path: Path) -> None:
             brokers.up(kind, small, rootfs=pins.rootfs)
         (small / "filler").write_bytes(b"x" * (small_free(small)))
         with pytest.raises(BrokerError, match=r"no space left at .*small"):
+            brokers.up(kind, small, rootfs=pins.rootfs)
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        with pytest.raises(BrokerError, match=r"cannot write .*small .*: .* make it writable"):
             brokers.up(kind, small, rootfs=pins.rootfs)
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -272,6 +275,20 @@ def test_an_image_that_cannot_be_pulled_is_named(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match=f"cannot pull {image}: "):
         brokers.up("compose", tmp_path, image=image)
     assert not StateFile(tmp_path).path.exists()
+
+
+def test_a_bench_whose_engine_was_stopped_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins_of("root directory")
+    monkeypatch.delenv("LABKIT_BROKER", raising=False)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/stopped.sock")
+    home = tmp_path / "bench"
+    home.mkdir()
+    StateFile(home).write(Record("compose", 5672, 15672, "lab", "x", project="labkit-none", image="none"))
+    try:
+        assert brokers.find(home) is None
+        assert brokers.up(home=home).backend == "local"
+    finally:
+        brokers.down(home)
 
 
 def test_without_an_engine_auto_goes_on_to_a_local_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

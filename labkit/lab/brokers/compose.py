@@ -129,6 +129,7 @@ class ComposeBroker(Broker):
         with self._state.lock():
             record = self._record()
             if self.is_running:
+                self.resume()
                 return
             if self._status() == "none":
                 self._launch(record)
@@ -186,8 +187,10 @@ class ComposeBroker(Broker):
         with self._state.lock():
             record = self._state.read()
             if record is not None:
-                with engine.connected(timeout=CTL_TIMEOUT) as client, _plain_errors("remove the container"):
-                    _remove_all(client, record.project)
+                # An engine that is gone took the broker with it; the container that it may bring back
+                # has this bench's project name, so the next start replaces it.
+                with contextlib.suppress(engine.NoEngine):
+                    _remove_project(record.project)
             self._state.remove()
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -214,6 +217,7 @@ class ComposeBroker(Broker):
                 path.chmod(0o644)  # the broker reads it as another user; the directory above is private
         except OSError as error:
             raise unwritable(self.directory, error) from error
+        _remove_project(record.project)
         command = [*engine.compose_command(), "-p", record.project, "-f", str(compose_file()), "up", "-d"]
         environment = {
             **os.environ,
@@ -301,15 +305,17 @@ def _unpause(container: Any) -> None:
         container.reload()
 
 
-def _remove_all(client: Any, project: str) -> None:
+def _remove_project(project: str) -> None:
+    """Remove the containers, networks and volumes that carry *project*'s label; none is fine."""
     mine = {"label": f"{PROJECT_LABEL}={project}"}
-    for container in client.containers.list(all=True, filters=mine):
-        with contextlib.suppress(docker.errors.NotFound):
-            _unpause(container)
-            container.remove(force=True, v=True)
-    for kind in (client.networks, client.volumes):
-        for thing in kind.list(filters=mine):
-            _remove(thing)
+    with engine.connected(timeout=CTL_TIMEOUT) as client, _plain_errors("remove the container"):
+        for container in client.containers.list(all=True, filters=mine):
+            with contextlib.suppress(docker.errors.NotFound):
+                _unpause(container)
+                container.remove(force=True, v=True)
+        for kind in (client.networks, client.volumes):
+            for thing in kind.list(filters=mine):
+                _remove(thing)
 
 
 def _remove(thing: Any) -> None:

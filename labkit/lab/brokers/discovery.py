@@ -163,11 +163,13 @@ def own(
     guard = _guard(place)
 
     def release() -> None:
+        if guard.stdin is None or guard.stdin.closed:
+            return  # done before
         try:
             discard(place)
             # Only now: were we killed inside discard, the guard would still do it.
             with contextlib.suppress(OSError):
-                _tell(guard, RELEASED)
+                guard.communicate(RELEASED, timeout=10)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -321,7 +323,3 @@ def _guard(home: Path) -> "subprocess.Popen[bytes]":
         [sys.executable, "-I", "-S", str(script), str(home), str(homes.PACKAGE.parent)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-
-
-def _tell(guard: "subprocess.Popen[bytes]", word: bytes) -> None:
-    guard.communicate(word, timeout=10)

@@ -28,12 +28,16 @@ STANDIN = "labkit-rabbitmq:4-management"  # what `labkit image` builds where no 
 ENGINE_ERRORS = (docker.errors.DockerException, requests.RequestException, OSError)
 
 
+class NoEngine(BrokerError):  # noqa: N818 - a fact, in the words of the errors beside it
+    """No container engine answers."""
+
+
 @contextlib.contextmanager
 def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
     """Yield a client of the engine that the docker command would use; each request has *timeout* seconds.
 
     Raises:
-        BrokerError: no engine answers; the text says where we asked, and why not.
+        NoEngine: no engine answers; the text says where we asked, and why not.
     """
     asked = "its default address"
     try:
@@ -49,12 +53,12 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
             _knock(asked)
             client = docker.DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=timeout)
     except ENGINE_ERRORS as error:
-        raise BrokerError(_no_engine(asked, error)) from error
+        raise NoEngine(_no_engine(asked, error)) from error
     try:
         try:
             client.ping()
         except ENGINE_ERRORS as error:
-            raise BrokerError(_no_engine(asked, error)) from error
+            raise NoEngine(_no_engine(asked, error)) from error
         yield client
     finally:
         client.close()

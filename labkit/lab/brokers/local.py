@@ -131,6 +131,7 @@ class LocalBroker(Broker):
         with self._state.lock():
             record = self._record()
             if _lives(record):
+                self.resume()
                 return
             self._write_files(record)
             self._old_lines = len(self._log_lines())
