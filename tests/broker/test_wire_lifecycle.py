@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import textwrap
@@ -208,6 +209,30 @@ def test_a_fork_closes_the_childs_copy_and_leaves_the_parents_alone(settings, tm
     assert (done.stdout, done.returncode) == ("cut True\nrunning True\n", 0), done.stderr
 
 
+def test_an_exit_without_close_is_silent_and_quick(settings):
+    program = textwrap.dedent("""
+        import socket, sys
+        from labkit.lab.wire import Proxy
+        from labkit.settings import BrokerSettings
+
+        proxy = Proxy(BrokerSettings(host=sys.argv[1], port=int(sys.argv[2]))).open()
+        client = socket.create_connection((proxy.settings().host, proxy.settings().port), 5)
+        client.sendall(b"AMQP\\x00\\x00\\x09\\x01")
+        print(client.recv(1))
+        client.detach()
+    """)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", program, settings.host, str(settings.port)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("b'\\x01'\n", "", 0)
+    assert time.monotonic() - started < 5 + SLACK
+
+
 def test_many_threads_may_use_one_proxy(settings):
     with Proxy(settings) as proxy:
         failed = []
@@ -313,3 +338,36 @@ def test_cutting_a_tls_link_is_a_lost_connection(tls_echo):
             assert client.recv(5) == b"hello"
             proxy.cut()
             assert client.recv(1) == b""
+
+
+def test_a_link_whose_client_vanished_behind_a_stall_can_still_be_cut(settings):
+    with Proxy(settings) as proxy:
+        before = descriptors()
+        client = socket.create_connection((proxy.settings().host, proxy.settings().port), 5)
+        client.sendall(b"AMQP\x00\x00\x09\x01")
+        assert client.recv(1) == b"\x01"
+        with proxy.fault(Stall()):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            assert proxy.links == (1,)
+            assert proxy.cut() == 1
+        assert until(lambda: descriptors() == before)
+        assert proxy.endings == ((1, "closed by the proxy (cut)"),)
+    assert proxy.endings == ((1, "closed by the proxy (cut)"),)
+
+
+def test_a_call_that_meets_a_closing_proxy_is_told_so_at_once(settings):
+    proxy = Proxy(settings).open()
+    engine = proxy._engine
+    closer = threading.Thread(target=proxy.close)
+    closer.start()
+    started = time.monotonic()
+
+    def ask():
+        while time.monotonic() - started < 5:
+            engine.call(lambda: None)
+
+    with pytest.raises(LabkitError, match="closed"):
+        ask()
+    closer.join(5)
+    assert time.monotonic() - started < SLACK

@@ -19,9 +19,9 @@ Line = tuple[str, Direction | None, str, str, bool, int, int | None]
 WIDTH: Final = 900
 TOP: Final = 44
 ROW: Final = 30
-CLIENT_X, BROKER_X = 110, 430
-FIELDS_X: Final = 446
-LONGEST_FIELDS: Final = 66  # characters that fit beside the broker's line
+CLIENT_X, BROKER_X = 110, 370
+FIELDS_X: Final = 386
+LONGEST_FIELDS: Final = 74  # characters that fit beside the broker's line
 UPSTREAM, DOWNSTREAM, LOST, PROXY, TEXT = "#1f5fa8", "#1b6e3c", "#b00020", "#5b3a8c", "#222222"
 LIFELINE: Final = "#8a8a8a"
 
@@ -69,11 +69,11 @@ def _row(y: int, line: Line, *, with_link: bool) -> list[str]:
             f'<rect x="{CLIENT_X - 6}" y="{y - 12}" width="{BROKER_X - CLIENT_X + 12}" height="20" '
             f'fill="#f3eefa" stroke="{PROXY}"/>'
         )
-        parts.append(_label(middle, y + 3, _short(label, 44), PROXY, "middle", bold=True))
+        parts.append(_label(middle, y + 3, _short(label, 36), PROXY, "middle", bold=True))
         return parts
     colour = LOST if not passed else UPSTREAM if direction == "upstream" else DOWNSTREAM
     start, end, step = (CLIENT_X, BROKER_X, 1) if direction == "upstream" else (BROKER_X, CLIENT_X, -1)
-    parts.append(_label(middle, y - 5, _short(label, 40), colour, "middle", bold=True))
+    parts.append(_label(middle, y - 5, _short(label, 32), colour, "middle", bold=True))
     if passed:
         parts.append(
             f'<line x1="{start}" y1="{y}" x2="{end - 8 * step}" y2="{y}" stroke="{colour}" stroke-width="1.5"/>'

@@ -8,12 +8,13 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final, TypeVar
 
-from labkit.errors import LabkitError
+from labkit.errors import DeadlineExceeded, LabkitError
 from labkit.lab.wire.faults import Direction, Fault, Refuse, Start
 from labkit.lab.wire.link import Link
 from labkit.lab.wire.pipe import Strike
@@ -24,20 +25,36 @@ BACKLOG: Final = 512
 ACCEPTS: Final = 64  # new links taken before old ones get a turn
 DIAL_TIMEOUT: Final = 5.0  # seconds for one address of the broker
 CALL_TIMEOUT: Final = 5.0  # seconds for the loop to do what it is asked; it never waits for anybody itself
+LOOK: Final = 0.2  # seconds between two looks at whether the thread we wait for still lives
 MOST_ENDINGS: Final = 1000
 
 T = TypeVar("T")
 Address = tuple[str, int]
 
 
+class EngineClosed(LabkitError):
+    """There is no thread any more to ask."""
+
+    def __init__(self) -> None:
+        super().__init__("the proxy is closed; open() it first")
+
+
 class Engine:
     """One run of a proxy, from open to close. Its public methods may be called from any thread."""
 
-    def __init__(self, upstream: Sequence[Address], *, seed: int, tap: Callable[[], Tap | None], notes: Tap) -> None:
+    def __init__(
+        self,
+        upstream: Sequence[Address],
+        *,
+        seed: int,
+        tap: Callable[[], Tap | None],
+        notes: Tap,
+        endings: deque[tuple[int, str]],
+    ) -> None:
         self._upstream = tuple(upstream)
         self._tap, self._notes, self._random = tap, notes, Random(seed)
         self.pid = os.getpid()
-        self.endings: deque[tuple[int, str]] = deque(maxlen=MOST_ENDINGS)
+        self._endings = endings
         self.links: dict[int, Link] = {}
         self._links_made = 0
         self._faults: dict[int, tuple[tuple[Fault, ...], tuple[Direction, ...], Start, Callable[[int], None]]] = {}
@@ -72,8 +89,16 @@ class Engine:
         try:
             self._loop.call_soon_threadsafe(run)
         except RuntimeError as error:  # the loop is closed
-            raise LabkitError("the proxy is closed; open() it first") from error
-        return done.result(CALL_TIMEOUT)
+            raise EngineClosed from error
+        end = time.monotonic() + CALL_TIMEOUT
+        while True:
+            concurrent.futures.wait([done], timeout=LOOK)
+            if done.done():
+                return done.result()
+            if not self._thread.is_alive():  # it was closed while we asked
+                raise EngineClosed
+            if time.monotonic() > end:
+                raise DeadlineExceeded(f"the proxy's thread did not answer within {CALL_TIMEOUT:g} s")
 
     def stop(self, timeout: float) -> bool:
         """End every link and the thread; return whether it ended within *timeout* seconds."""
@@ -82,7 +107,10 @@ class Engine:
             return True
         with contextlib.suppress(RuntimeError):  # somebody else stopped it
             self._loop.call_soon_threadsafe(self._loop.stop)
-        if threading.current_thread() is not self._thread and self._thread.ident is not None:
+        if self._thread.ident is None:  # interrupted before it could start
+            self._listener.close()
+            self._loop.close()
+        elif threading.current_thread() is not self._thread:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -229,7 +257,7 @@ class Engine:
         raise error
 
     def _ended(self, link: Link) -> None:
-        self.endings.append((link.number, link.reason))
+        self._endings.append((link.number, link.reason))
 
     def _gone(self, link: Link) -> None:
         self.links.pop(link.number, None)

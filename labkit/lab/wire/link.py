@@ -14,7 +14,7 @@ from random import Random
 from typing import Final, cast
 
 from labkit.lab.wire.faults import Direction, Fault, LimitData
-from labkit.lab.wire.pipe import Pipe
+from labkit.lab.wire.pipe import Pipe, say_eof
 from labkit.lab.wire.tap import Tap
 
 # After a polite end we keep reading (and forget what we read): closing a socket with unread bytes in it would turn
@@ -160,7 +160,7 @@ class Link:
                 transport.close()
             else:
                 transport.resume_reading()
-                transport.write_eof()
+                say_eof(transport)
         if not at_once and self._ends_left:
             self._linger = self.loop.call_later(LINGER, self._abort)
 

@@ -327,8 +327,7 @@ class Pipe:
     def _act(self, item: Sign | Strike) -> None:
         if item is Sign.EOF:
             self.finished = True
-            if self.sink.can_write_eof() and not self.sink.is_closing():
-                self.sink.write_eof()
+            say_eof(self.sink)
             self.link.half_closed()
         elif item is Sign.RESET:
             self.link.source_was_reset(self)
@@ -343,3 +342,13 @@ class Pipe:
             self.source.pause_reading()
         else:
             self.source.resume_reading()
+
+
+def say_eof(transport: asyncio.Transport) -> None:
+    """Send an end of file after what is waiting to be sent; a socket that is gone already is let go."""
+    if transport.is_closing():
+        return
+    try:
+        transport.write_eof()
+    except OSError:  # reset by the other side, and we were not reading
+        transport.abort()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import os
 import threading
 import time
 import weakref
+from collections import deque
 from types import TracebackType
 from typing import Any, Final, Self
 
 from labkit.errors import LabkitError
 from labkit.lab.wire.conversation import Conversation
-from labkit.lab.wire.engine import LOOPBACK, Engine
+from labkit.lab.wire.engine import LOOPBACK, MOST_ENDINGS, Engine, EngineClosed
 from labkit.lab.wire.faults import Directions, Fault, Start, check_fault
 from labkit.lab.wire.tap import POLL, Mark, Tap
 from labkit.settings import BrokerSettings
@@ -53,7 +56,8 @@ class ActiveFault:
         key, self._key = self._key, None
         engine = self._proxy._engine
         if key is not None and engine is not None:
-            engine.call(lambda: engine.disarm(key))
+            with contextlib.suppress(EngineClosed):  # closing took the fault away
+                engine.call(lambda: engine.disarm(key))
 
     def wait(self, timeout: float) -> bool:
         """Wait until it has begun on some link; return False if it has not within *timeout* seconds."""
@@ -92,6 +96,7 @@ class Proxy:
     def __init__(self, upstream: BrokerSettings, *, tapped: bool = True, seed: int = 0) -> None:
         self.upstream = upstream
         self._record = Tap()
+        self._endings: deque[tuple[int, str]] = deque(maxlen=MOST_ENDINGS)
         self._tapped = tapped
         self._seed = seed
         self._lock = threading.Lock()
@@ -113,6 +118,7 @@ class Proxy:
                     seed=self._seed,
                     tap=lambda: self._record if self._tapped else None,
                     notes=self._record,
+                    endings=self._endings,
                 )
                 self._engine = engine  # before it starts: an interrupt here must leave something to close
                 engine.start()
@@ -209,9 +215,9 @@ class Proxy:
 
     @property
     def endings(self) -> tuple[tuple[int, str], ...]:
-        """Which links have ended, and why, oldest first; the last thousand of this opening."""
+        """Which links have ended, and why, oldest first: the last thousand, also after :meth:`close`."""
         engine = self._engine
-        return () if engine is None else engine.call(lambda: tuple(engine.endings))
+        return tuple(self._endings) if engine is None else engine.call(lambda: tuple(self._endings))
 
     # -- break -------------------------------------------------------------------------------------------------
 
@@ -276,3 +282,11 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
+
+
+@atexit.register
+def _close_all() -> None:
+    """An exit without close() is silent: a daemon thread that is stopped in the middle of its work is not."""
+    for proxy in list(_proxies):
+        with contextlib.suppress(LabkitError):
+            proxy.close()
