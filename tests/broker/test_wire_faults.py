@@ -10,6 +10,9 @@ from pika.exceptions import (
     AMQPHeartbeatTimeout,
     ConnectionClosed,
     ConnectionWrongStateError,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
     StreamLostError,
 )
 
@@ -82,6 +85,15 @@ def test_a_cut_with_reset_is_a_reset(proxy, connect):
         talk(connection)
     assert isinstance(caught.value.args[0], str)
     assert "ConnectionResetError" in caught.value.args[0] or "ConnectionAbortedError" in caught.value.args[0]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_when_cut_returns_the_very_next_call_fails(proxy, connect, reset):
+    for _ in range(20):
+        channel = connect().channel()
+        proxy.cut(reset=reset)
+        with pytest.raises(StreamLostError):
+            channel.basic_publish("", "nobody", b"")
 
 
 def test_a_cut_leaves_other_links_and_new_ones_alone(proxy, connect):
@@ -167,6 +179,22 @@ def test_reset_in_the_middle_of_a_frame_is_a_lost_stream(proxy, connect):
         pytest.raises(StreamLostError),
     ):
         channel.queue_declare("", exclusive=True)
+
+
+@pytest.mark.parametrize("fault", [LimitData(0), ResetPeer()])
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        ("Connection.Start", IncompatibleProtocolError),
+        ("Connection.Tune", ProbableAuthenticationError),
+        ("Connection.OpenOk", ProbableAccessDeniedError),
+    ],
+)
+def test_a_handshake_cut_short_looks_like_a_refusal(proxy, connect, fault, frame, error):
+    """Pika guesses the cause from how far it came: a bad line can look like a bad password."""
+    with proxy.fault(fault, direction="downstream", at_frame=frame), pytest.raises(error):
+        connect()
+    connect().channel()
 
 
 def test_refused_links_are_refused_while_open_ones_go_on(proxy, connect):

@@ -48,6 +48,7 @@ def descriptors():
     return process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
 
 
+@pytest.mark.slow
 def test_200_links_opened_and_ended_at_random_leave_nothing_behind(settings):
     chance = random.Random(20)
     before, threads_before = descriptors(), threading.active_count()

@@ -32,7 +32,7 @@ T = TypeVar("T")
 Address = tuple[str, int]
 
 
-class EngineClosed(LabkitError):
+class EngineClosedError(LabkitError):
     """There is no thread any more to ask."""
 
     def __init__(self) -> None:
@@ -89,16 +89,20 @@ class Engine:
         try:
             self._loop.call_soon_threadsafe(run)
         except RuntimeError as error:  # the loop is closed
-            raise EngineClosed from error
+            raise EngineClosedError from error
         end = time.monotonic() + CALL_TIMEOUT
         while True:
             concurrent.futures.wait([done], timeout=LOOK)
             if done.done():
                 return done.result()
             if not self._thread.is_alive():  # it was closed while we asked
-                raise EngineClosed
+                raise EngineClosedError
             if time.monotonic() > end:
                 raise DeadlineExceeded(f"the proxy's thread did not answer within {CALL_TIMEOUT:g} s")
+
+    def settle(self) -> None:
+        """Wait until what was done before has reached the sockets: asyncio lets go of one a turn after its abort."""
+        self.call(lambda: None)
 
     def stop(self, timeout: float) -> bool:
         """End every link and the thread; return whether it ended within *timeout* seconds."""

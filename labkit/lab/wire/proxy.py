@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from labkit.errors import LabkitError
 from labkit.lab.wire.conversation import Conversation
-from labkit.lab.wire.engine import LOOPBACK, MOST_ENDINGS, Engine, EngineClosed
+from labkit.lab.wire.engine import LOOPBACK, MOST_ENDINGS, Engine, EngineClosedError
 from labkit.lab.wire.faults import Directions, Fault, Start, check_fault
 from labkit.lab.wire.tap import POLL, Mark, Tap
 from labkit.settings import BrokerSettings
@@ -50,13 +50,14 @@ class ActiveFault:
         key = self._key = next(_keys)
         engine = self._proxy._running()
         engine.call(lambda: engine.arm(key, self._faults, self._directions, self._start, self._links.add))
+        engine.settle()
 
     def end(self) -> None:
         """Take them away again; what they held back passes. Harmless when the proxy is closed."""
         key, self._key = self._key, None
         engine = self._proxy._engine
         if key is not None and engine is not None:
-            with contextlib.suppress(EngineClosed):  # closing took the fault away
+            with contextlib.suppress(EngineClosedError):  # closing took the fault away
                 engine.call(lambda: engine.disarm(key))
 
     def wait(self, timeout: float) -> bool:
@@ -246,12 +247,16 @@ class Proxy:
     def cut(self, *, reset: bool = False, link: int | None = None) -> int:
         """End the open links once, now, and return how many there were; new ones are welcome.
 
+        When it returns it has happened: a client that looks at its socket finds it ended.
+
         Args:
             reset: Send both sides a TCP reset instead of an end of file.
             link: Only the link of this number.
         """
         engine = self._running()
-        return engine.call(lambda: engine.cut(reset=reset, number=link))
+        count = engine.call(lambda: engine.cut(reset=reset, number=link))
+        engine.settle()
+        return count
 
     # -- inside ------------------------------------------------------------------------------------------------
 
