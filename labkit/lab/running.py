@@ -1,5 +1,6 @@
 """Run notebooks from top to bottom without a browser: a progress bar, a table, one HTML page each."""
 
+import copy
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from labkit.lab.notebook_file import (
     clear,
     code_cells,
     find,
+    give_ids,
+    normalise,
     notebooks,
     read,
     requires,
+    tags,
     write_whole,
 )
 from labkit.lab.requirements import missing
@@ -66,6 +70,7 @@ def run(
     console: Console | None = None,
     capabilities: Collection[str] | None = None,
     cell_timeout: float = CELL_TIMEOUT,
+    twice: bool = False,
 ) -> RunReport:
     """Run these reference notebooks (all of them by default), in order, each in a fresh kernel; change none.
 
@@ -79,6 +84,8 @@ def run(
         capabilities: what the broker can do. A notebook that requires more is skipped with the reason;
             with None nothing is checked beforehand.
         cell_timeout: seconds a cell may take.
+        twice: run all cells a second time in the same kernel, as a learner does with "Run All", and fail a notebook
+            whose outputs are then different.
 
     Raises:
         ConfigurationError: there is no such notebook; the text lists what exists.
@@ -89,7 +96,7 @@ def run(
     paths = sorted({find(number, project) for number in numbers}) if numbers else notebooks(project)
     if not paths:
         raise NotebookError(f"{project / 'notebooks'} holds no notebook")
-    loaded = [(path, clear(read(path))) for path in paths]
+    loaded = [(path, _doubled(clear(read(path))) if twice else clear(read(path))) for path in paths]
     environment = kernel_environment(project)
     pages = project / ".lab" / "html"
     runs = []
@@ -110,7 +117,8 @@ def run(
             )
             if failed is None:
                 bar.update(task, completed=len(code_cells(notebook)))
-            runs.append(_describe(path, notebook, failed, watch.seconds, pages))
+            problem = str(failed or (_difference(notebook) if twice else ""))
+            runs.append(_describe(path, notebook, failed, problem, watch.seconds, pages))
     report = RunReport(tuple(runs))
     _print(report, console)
     return report
@@ -126,10 +134,30 @@ def write_page(notebook: Notebook, page: Path) -> Path:
     return page
 
 
-def _describe(path: Path, notebook: Notebook, failed: CellFailed | None, seconds: float, pages: Path) -> NotebookRun:
+def _doubled(notebook: Notebook) -> Notebook:
+    notebook.cells = notebook.cells + clear(notebook).cells
+    give_ids(notebook)
+    return notebook
+
+
+def _difference(doubled: Notebook) -> str:
+    """Return which cell printed something else the second time, or an empty text."""
+    cells = code_cells(normalise(copy.deepcopy(doubled)))
+    half = len(cells) // 2
+    for position, (first, second) in enumerate(zip(cells[:half], cells[half:], strict=True), start=1):
+        for output in (*first.outputs, *second.outputs):
+            output.pop("execution_count", None)
+        if first.outputs != second.outputs and "nbval-ignore-output" not in tags(first):
+            return f"code cell {position}: its output differs when the notebook is run again in the same kernel"
+    return ""
+
+
+def _describe(
+    path: Path, notebook: Notebook, failed: CellFailed | None, problem: str, seconds: float, pages: Path
+) -> NotebookRun:
     page = write_page(notebook, pages / f"{path.stem}.html")
     ran = failed.position if failed else len(code_cells(notebook))
-    return NotebookRun(path.stem, ran, seconds, f"{path.stem}: {failed}" if failed else "", page=page)
+    return NotebookRun(path.stem, ran, seconds, f"{path.stem}: {problem}" if problem else "", page=page)
 
 
 def _bar(console: Console) -> AbstractContextManager[Progress]:

@@ -92,6 +92,19 @@ def test_a_notebook_whose_needs_are_not_met_is_skipped_with_the_reason(tmp_path:
     assert run(project=project, console=console, capabilities=["alarm"]).exit_code == 0
 
 
+def test_a_second_run_in_the_same_kernel_must_show_the_same(tmp_path: Path, console: Console) -> None:
+    counts = [code("import builtins\nbuiltins.n = getattr(builtins, 'n', 0) + 1"), code("n")]
+    project = pytest_project(tmp_path, n90_counts=numbered(counts), n91_cut_a_link=runnable())
+
+    report = run(project=project, console=console, twice=True)
+
+    assert [result.problem for result in report.runs] == [
+        "90-counts: code cell 2: its output differs when the notebook is run again in the same kernel",
+        "",
+    ]
+    assert run(["90"], project=project, console=console).exit_code == 0
+
+
 def test_a_wrong_number_lists_what_exists(tmp_path: Path, console: Console) -> None:
     project = pytest_project(tmp_path, n90_cut_a_link=runnable())
 
