@@ -8,8 +8,10 @@ import pytest
 
 from labkit.lab import brokers
 from labkit.lab.brokers import Broker
+from labkit.lab.brokers.discovery import KINDS
 from labkit.lab.home import project
 from labkit.settings import BrokerSettings
+from tests.broker.view import View
 
 TEST_BENCH = project() / ".lab" / "test"
 
@@ -17,13 +19,22 @@ TEST_BENCH = project() / ".lab" / "test"
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """The test bench's broker; the learner's own is never touched. What this run started, it ends."""
-    if os.environ.get("LABKIT_BROKER"):
+    named = os.environ.get("LABKIT_BROKER", "auto")
+    if named not in KINDS:  # a URL, or the bench of a run that this one is part of
         yield brokers.up()
         return
     was_running = brokers.find(TEST_BENCH) is not None
-    yield brokers.up(home=TEST_BENCH)
+    yield brokers.up(named, TEST_BENCH)
     if not was_running:
         brokers.down(TEST_BENCH)
+
+
+@pytest.fixture
+def view(broker: Broker) -> Iterator[View]:
+    """What the management API says of that broker."""
+    view = View(broker)
+    yield view
+    view.close()
 
 
 @pytest.fixture

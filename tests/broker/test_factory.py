@@ -106,15 +106,15 @@ def fail(settings, **changes):
     return caught.value, time.monotonic() - started, timeline
 
 
-def test_one_call_opens_a_connection_that_the_broker_names(broker, settings):
+def test_one_call_opens_a_connection_that_the_broker_names(view, settings):
     timeline = Timeline()
     connection = ConnectionFactory(settings, listeners=[timeline]).blocking()
     try:
         assert isinstance(connection, pika.BlockingConnection)
-        seen = broker.connection(settings.virtual_host)
+        seen = view.connection(settings.virtual_host)
         assert seen["user_provided_name"] == settings.connection_name
         assert timeline.names() == ["ConnectAttempted", "ConnectionOpened"]
-        assert len(broker.connections(settings.virtual_host)) == 1
+        assert len(view.connections(settings.virtual_host)) == 1
     finally:
         connection.close()
 
@@ -143,18 +143,18 @@ def test_missing_virtual_host_is_access_refused(settings):
     assert "530" in str(error)
 
 
-def test_virtual_host_without_permission_is_access_refused(broker, settings):
+def test_virtual_host_without_permission_is_access_refused(view, settings):
     user = f"{settings.virtual_host}-user"
-    broker.put(f"users/{user}", password="pw", tags="")
+    view.put(f"users/{user}", password="pw", tags="")
     try:
         error, _, _ = fail(settings, username=user, password="pw")
         assert type(error) is AccessRefused
     finally:
-        broker.delete(f"users/{user}")
+        view.delete(f"users/{user}")
 
 
-def test_connection_limit_counts_as_busy_and_is_retried(broker, settings):
-    broker.put(f"vhost-limits/{settings.virtual_host}/max-connections", value=0)
+def test_connection_limit_counts_as_busy_and_is_retried(view, settings):
+    view.put(f"vhost-limits/{settings.virtual_host}/max-connections", value=0)
     error, _, _ = fail(settings, connection_attempts=2, retry_delay=0.1)
     assert type(error) is ConnectError
     assert error.attempts == 2

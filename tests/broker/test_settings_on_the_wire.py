@@ -47,39 +47,39 @@ def relay(settings):
 
 
 @pytest.mark.parametrize(("asked", "negotiated"), [(7, 7), (600, 600), (0, 0), (lambda connection, value: 11, 11)])
-def test_heartbeat_overrides_the_brokers(broker, settings, asked, negotiated):
+def test_heartbeat_overrides_the_brokers(view, settings, asked, negotiated):
     with opened(settings.replace(heartbeat=asked)):
-        assert broker.connection(settings.virtual_host)["timeout"] == negotiated
+        assert view.connection(settings.virtual_host)["timeout"] == negotiated
 
 
-def test_heartbeat_none_takes_the_brokers(broker, settings):
+def test_heartbeat_none_takes_the_brokers(view, settings):
     with opened(settings.replace(heartbeat=None)):
-        assert broker.connection(settings.virtual_host)["timeout"] == 60
+        assert view.connection(settings.virtual_host)["timeout"] == 60
 
 
-def test_channel_max_and_frame_max_are_what_the_broker_reports(broker, settings):
+def test_channel_max_and_frame_max_are_what_the_broker_reports(view, settings):
     with opened(settings.replace(channel_max=12, frame_max=8192)):
-        seen = broker.connection(settings.virtual_host)
+        seen = view.connection(settings.virtual_host)
     assert (seen["channel_max"], seen["frame_max"]) == (12, 8192)
 
 
-def test_default_limits_are_negotiated_down_to_the_brokers(broker, settings):
+def test_default_limits_are_negotiated_down_to_the_brokers(view, settings):
     with opened(settings):
-        seen = broker.connection(settings.virtual_host)
+        seen = view.connection(settings.virtual_host)
     assert (seen["channel_max"], seen["frame_max"]) == (2047, 131072)
 
 
-def test_user_virtual_host_and_name_are_what_the_broker_reports(broker, settings):
+def test_user_virtual_host_and_name_are_what_the_broker_reports(view, settings):
     with opened(settings):
-        seen = broker.connection(settings.virtual_host)
+        seen = view.connection(settings.virtual_host)
     assert (seen["user"], seen["vhost"]) == (settings.username, settings.virtual_host)
     assert seen["user_provided_name"] == settings.connection_name
 
 
-def test_product_and_capabilities_reach_the_broker(broker, settings):
+def test_product_and_capabilities_reach_the_broker(view, settings):
     changed = settings.replace(client_properties={"product": "shop", "capabilities": {}, "team": ["a", {"b": 1}]})
     with opened(changed):
-        properties = broker.connection(settings.virtual_host)["client_properties"]
+        properties = view.connection(settings.virtual_host)["client_properties"]
     assert properties["product"] == "shop"
     assert properties["version"]
     assert properties["capabilities"] == CAPABILITIES
@@ -113,10 +113,10 @@ def test_blocked_connection_timeout_reaches_the_connection(settings):
         assert connection._impl.params.blocked_connection_timeout == 12.5
 
 
-def test_settings_from_their_own_url_open_the_same_connection(broker, settings):
+def test_settings_from_their_own_url_open_the_same_connection(view, settings):
     again = BrokerSettings.from_url(settings.replace(heartbeat=9).to_url(mask=False))
     with opened(again):
-        seen = broker.connection(settings.virtual_host)
+        seen = view.connection(settings.virtual_host)
     assert (seen["timeout"], seen["user_provided_name"]) == (9, settings.connection_name)
 
 

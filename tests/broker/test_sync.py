@@ -55,9 +55,9 @@ def fill(connection, count):
         connection.publish("q", str(number))
 
 
-def kill(broker, settings, connection=None):
+def kill(view, settings, connection=None):
     """Have the broker close the link; return when its Close lies in our socket, unread by Pika."""
-    broker.close_connections(settings.virtual_host)
+    view.close_connections(settings.virtual_host)
     if connection is not None:
         inner = connection._link._connection._impl._transport._sock
         assert select.select([inner], [], [], 15.0)[0]
@@ -75,11 +75,11 @@ def test_open_opens_connection_and_channel(connection):
     assert repr(connection) == "SyncConnection(open)"
 
 
-def test_block_leaves_no_connection_behind(broker, settings):
+def test_block_leaves_no_connection_behind(view, settings):
     with SyncConnection(settings) as connection:
         connection.publish("q", "x")
-        until(lambda: broker.connections(settings.virtual_host))
-    until(lambda: not broker.connections(settings.virtual_host))
+        until(lambda: view.connections(settings.virtual_host))
+    until(lambda: not view.connections(settings.virtual_host))
 
 
 def test_open_twice_makes_one_connection(settings, connection, timeline):
@@ -92,10 +92,10 @@ def test_failed_open_raises_from_the_with_statement(settings):
         pytest.fail("the body must not run")
 
 
-def test_published_message_is_in_the_durable_queue(broker, settings, connection):
+def test_published_message_is_in_the_durable_queue(view, settings, connection):
     connection.publish("q", "hello")
     assert depth(settings) == 1
-    assert broker.get(f"queues/{settings.virtual_host}/q")["durable"] is True
+    assert view.get(f"queues/{settings.virtual_host}/q")["durable"] is True
 
 
 def test_text_bytes_and_messages_arrive_with_their_properties(connection):
@@ -160,7 +160,7 @@ def test_channel_error_names_the_reason_and_the_next_call_works(settings, connec
     assert depth(settings) == 1
 
 
-def test_reopened_channel_has_its_prefetch_again(broker, settings, connection):
+def test_reopened_channel_has_its_prefetch_again(view, settings, connection):
     with pytest.raises(px.ChannelClosedByBroker):
         connection.channel.queue_declare("missing", passive=True)
     fill(connection, 1)
@@ -173,7 +173,7 @@ def test_reopened_channel_has_its_prefetch_again(broker, settings, connection):
     connection.consume("q", look, timeout=10)
     until(
         lambda: (
-            [each.get("prefetch_count") for each in broker.get("channels") if each["vhost"] == settings.virtual_host]
+            [each.get("prefetch_count") for each in view.get("channels") if each["vhost"] == settings.virtual_host]
             == [10]
         )
     )
@@ -297,9 +297,9 @@ def test_deleted_queue_ends_consume_with_an_error(connection, timeline):
     connection.publish("q", "still usable")
 
 
-def test_killed_link_ends_consume_with_an_error(broker, settings, connection):
+def test_killed_link_ends_consume_with_an_error(view, settings, connection):
     connection.publish("q", "x")
-    killer = threading.Thread(target=kill, args=(broker, settings))
+    killer = threading.Thread(target=kill, args=(view, settings))
     killer.start()
     with pytest.raises(NotConnected) as caught:
         connection.consume("q", lambda *_: None, timeout=30)
@@ -307,8 +307,8 @@ def test_killed_link_ends_consume_with_an_error(broker, settings, connection):
     assert caught.value.reason.reply_code == 320
 
 
-def test_use_after_a_killed_link_says_what_killed_it(broker, settings, connection, timeline):
-    kill(broker, settings, connection)
+def test_use_after_a_killed_link_says_what_killed_it(view, settings, connection, timeline):
+    kill(view, settings, connection)
     with pytest.raises(NotConnected) as caught:
         connection.publish("q", "x")
     assert caught.value.reason.reply_code == 320
@@ -320,15 +320,15 @@ def test_use_after_a_killed_link_says_what_killed_it(broker, settings, connectio
     connection.publish("q", "back")
 
 
-def test_is_open_tells_the_truth_about_a_killed_link(broker, settings, connection):
-    kill(broker, settings, connection)
+def test_is_open_tells_the_truth_about_a_killed_link(view, settings, connection):
+    kill(view, settings, connection)
     assert connection.is_open is False
 
 
-def test_body_keeps_its_own_exception_when_the_link_died_meanwhile(broker, settings):
+def test_body_keeps_its_own_exception_when_the_link_died_meanwhile(view, settings):
     def work():
         with SyncConnection(settings) as connection:
-            kill(broker, settings, connection)
+            kill(view, settings, connection)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

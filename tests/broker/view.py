@@ -1,0 +1,61 @@
+"""What the broker's management API says, for tests that read a client's settings back."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from labkit.lab.brokers import Broker
+
+
+class View:
+    """The management API of a broker, waiting where its statistics lag."""
+
+    def __init__(self, broker: Broker) -> None:
+        base = broker.settings()
+        self.username = base.username
+        self._api = httpx.Client(
+            base_url=f"{broker.management_url}/api/",
+            auth=(base.username, base.password.get_secret_value()),
+            timeout=30,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._api.close()
+
+    def put(self, path: str, **body: object) -> None:
+        self._api.put(path, json=body).raise_for_status()
+
+    def delete(self, path: str) -> None:
+        self._api.delete(path).raise_for_status()
+
+    def get(self, path: str) -> Any:
+        return self._api.get(path).raise_for_status().json()
+
+    def connections(self, virtual_host: str) -> list[dict[str, Any]]:
+        return [each for each in self.get("connections") if each.get("vhost") == virtual_host]
+
+    def connection(self, virtual_host: str, timeout: float = 15.0) -> dict[str, Any]:
+        """The one connection in that virtual host, once the statistics show it whole."""
+        whole = until(
+            lambda: [each for each in self.connections(virtual_host) if each.get("client_properties")], timeout
+        )
+        return whole[0]
+
+    def close_connections(self, virtual_host: str, reason: str = "asked for by the test") -> None:
+        for each in until(lambda: self.connections(virtual_host)):
+            self._api.delete(f"connections/{quote(each['name'], safe='')}", headers={"X-Reason": reason})
+
+
+def until(question: Callable[[], Any], timeout: float = 15.0) -> Any:
+    """Ask until the answer is true; return it."""
+    ends = time.monotonic() + timeout
+    while time.monotonic() < ends:
+        answer = question()
+        if answer:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"not true within {timeout} s")
