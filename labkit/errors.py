@@ -269,8 +269,6 @@ class OutcomeUnknown(LabkitError):
         message_id: The message's id, if it had one.
     """
 
-    kind = Kind.TRANSIENT
-
     def __init__(self, message: str, *, message_id: str | None = None) -> None:
         super().__init__(message)
         self.message_id = message_id

@@ -104,8 +104,10 @@ class ConnectionFactory:
         def on_unblocked(_: Any, __: Any) -> None:
             self.events.emit(ConnectionUnblocked(seconds=self._clock.now() - blocked_at, connection=name))
 
-        connection.add_on_connection_blocked_callback(on_blocked)
-        connection.add_on_connection_unblocked_callback(on_unblocked)
+        # On the connection inside: BlockingConnection hands notices out in process_data_events() only, so that a
+        # publish which waits for the end of an alarm would not say why it waits.
+        connection._impl.add_on_connection_blocked_callback(on_blocked)
+        connection._impl.add_on_connection_unblocked_callback(on_unblocked)
 
 
 class _Bringup:

@@ -135,6 +135,8 @@ ALERT = px.IncompatibleProtocolError(
         (errors.ConfigurationError("x"), Kind.OUR_BUG),
         (errors.PoolTimeout("x"), Kind.BUSY),
         (errors.NotConnected("x"), Kind.TRANSIENT),
+        (errors.OutcomeUnknown("x"), Kind.TRANSIENT),
+        (raised(errors.OutcomeUnknown("x"), px.ConnectionBlockedTimeout("x")), Kind.BUSY),
         (errors.ChannelLost("x", reason=px.ChannelClosedByBroker(404, "x")), Kind.REFUSED),
         (raised(errors.ConnectError("x"), wrapped(ConnectionRefusedError())), Kind.TRANSIENT),
         (raised(errors.ConnectError("x"), LIMIT), Kind.BUSY),
