@@ -185,9 +185,9 @@ class LocalBroker(Broker):
 
     def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl -q`` with *arguments* on this node and return what it printed."""
-        if self.is_paused:
+        record = self._running_record(f"run rabbitmqctl {arguments[0]} on")
+        if processes.is_paused(record.pid):
             raise BrokerError(f"the broker is paused and cannot answer rabbitmqctl {arguments[0]}: resume() it first")
-        record = self._record()
         try:
             done = subprocess.run(
                 _command(record, self.directory, "rabbitmqctl", "-q", *arguments),
