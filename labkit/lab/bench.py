@@ -2,8 +2,9 @@
 
 import atexit
 import contextlib
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -45,6 +46,7 @@ class Lab:
         self._broker: brokers.Broker | None = None
         self._proxies: list[Proxy] = []
         self._exits = contextlib.ExitStack()
+        _silence_pika()
         self._exercises = Exercises(id)
         self._questions = Questions(id)
         _open_labs[id] = self
@@ -109,6 +111,16 @@ class Lab:
         """A question to answer before the next cell runs."""
         return self._questions.predict(key, question, options)
 
+    def ask(
+        self, key: str, question: str, options: Sequence[str], *, right: str, why: Mapping[str, str] | None = None
+    ) -> Any:
+        """A question about an earlier notebook; *why* says what to answer to each choice."""
+        return self._questions.ask(key, question, options, right=right, why=why)
+
+    def answer(self, key: str, choice: str) -> None:
+        """Answer a question without a mouse; prints the feedback."""
+        self._questions.answer(key, choice)
+
     def compare(self, key: str, observed: object) -> None:
         """Print what was observed beside what was predicted."""
         self._questions.compare(key, observed)
@@ -146,6 +158,13 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
+
+
+def _silence_pika() -> None:
+    """Keep Pika's warnings out of the cells: they hold ports and times. A level that somebody has set stays."""
+    pika = logging.getLogger("pika")
+    if pika.level == logging.NOTSET:
+        pika.setLevel(logging.CRITICAL)
 
 
 @atexit.register

@@ -41,5 +41,5 @@ def view(broker: Broker) -> Iterator[View]:
 def settings(broker: Broker) -> Iterator[BrokerSettings]:
     """Settings for a virtual host that is this test's own."""
     name = f"test-{uuid.uuid4().hex[:12]}"
-    yield broker.vhost(name)
+    yield broker.vhost(name).replace(connection_name=name)
     broker.delete_vhost(name)

@@ -40,7 +40,7 @@ sys.addaudithook(_hear)  # cannot be removed, so it listens only while a test as
 
 @pytest.fixture
 def connects():
-    """Count the TCP connects to a port, as the interpreter itself reports them (Pika's loop makes others, to itself)."""
+    """Count the TCP connects to a port, as the interpreter reports them (Pika's loop makes others, to itself)."""
     global _connects
     _connects = []
     yield lambda port: [address[1] for address in _connects].count(port)
