@@ -9,7 +9,6 @@ import httpx
 
 from labkit.lab.brokers import Broker
 
-
 COLUMNS = ("name", "user", "vhost", "state", "timeout", "channel_max", "frame_max", "channels", "client_properties")
 
 
