@@ -42,6 +42,14 @@ def proxy(settings):
 
 
 @pytest.fixture
+def direct(settings):
+    """A connection that does not go through the proxy."""
+    connection = pika.BlockingConnection(settings.to_pika())
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
 def connect(proxy):
     """Open a BlockingConnection through the proxy; all of them are closed at the end."""
     made = []
@@ -120,7 +128,7 @@ def test_reset_peer_hits_open_links_at_once_and_new_ones_as_they_come(proxy, con
     connect().channel()
 
 
-def test_reset_at_the_third_publish_lets_two_publishes_through(proxy, connect, settings):
+def test_reset_at_the_third_publish_lets_two_publishes_through(proxy, connect, direct):
     connection = connect()
     channel = connection.channel()
     queue = "reset-at-publish"
@@ -136,12 +144,10 @@ def test_reset_at_the_third_publish_lets_two_publishes_through(proxy, connect, s
             publish()
         assert fault.links == 1
 
-    direct = pika.BlockingConnection(settings.to_pika())
     assert _ready(direct, queue, 2) == 2
-    direct.close()
 
 
-def test_closing_at_the_ack_loses_the_confirm_and_keeps_the_message(proxy, connect, settings):
+def test_closing_at_the_ack_loses_the_confirm_and_keeps_the_message(proxy, connect, direct):
     channel = connect().channel()
     channel.queue_declare("half-done", durable=True)
     channel.confirm_delivery()
@@ -151,9 +157,14 @@ def test_closing_at_the_ack_loses_the_confirm_and_keeps_the_message(proxy, conne
     ):
         channel.basic_publish("", "half-done", b"kept")
 
-    direct = pika.BlockingConnection(settings.to_pika())
     assert _ready(direct, "half-done", 1) == 1
-    direct.close()
+
+
+def test_a_reset_of_the_broker_is_an_end_of_file_for_the_client(proxy, connect):
+    connection = connect()
+    with proxy.fault(ResetPeer(), direction="upstream"), pytest.raises(StreamLostError) as caught:
+        talk(connection)
+    assert "EOF" in str(caught.value.args[0])
 
 
 def test_limit_data_closes_the_link_after_so_many_bytes(proxy, connect):
@@ -236,16 +247,14 @@ def test_a_stall_holds_bytes_back_and_loses_none(proxy, connect):
     assert [channel.basic_get(queue, auto_ack=True)[2] for _ in range(50)] == [b"%d" % n for n in range(50)]
 
 
-def test_a_stall_from_the_third_publish_on_lets_two_through_until_it_ends(proxy, connect, settings):
+def test_a_stall_from_the_third_publish_on_lets_two_through_until_it_ends(proxy, connect, direct):
     channel = connect().channel()
     channel.queue_declare("held", durable=True)
-    direct = pika.BlockingConnection(settings.to_pika())
     with proxy.fault(Stall(), direction="upstream", at_frame="Basic.Publish", count=3):
         for number in range(5):
             channel.basic_publish("", "held", b"%d" % number)
         assert _ready(direct, "held", 2) == 2
     assert _ready(direct, "held", 5) == 5
-    direct.close()
 
 
 def test_latency_is_paid_twice_in_a_round_trip(proxy, connect):
@@ -326,7 +335,7 @@ def test_faults_compose_and_end_one_by_one(proxy, connect):
     assert round_trip() < 0.19
 
 
-def test_reset_comes_after_what_latency_delays(proxy, connect, settings):
+def test_reset_comes_after_what_latency_delays(proxy, connect, direct):
     channel = connect().channel()
     channel.queue_declare("delayed", durable=True)
     with (
@@ -337,9 +346,7 @@ def test_reset_comes_after_what_latency_delays(proxy, connect, settings):
         channel.basic_publish("", "delayed", b"second")
         with pytest.raises(StreamLostError):
             channel.queue_declare("delayed", passive=True)
-    direct = pika.BlockingConnection(settings.to_pika())
     assert _ready(direct, "delayed", 1) == 1
-    direct.close()
 
 
 @pytest.mark.slow

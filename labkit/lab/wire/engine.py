@@ -166,7 +166,7 @@ class Engine:
         for link in hit:
             how = "reset" if reset else "closed"
             link.note(f"{how} by the proxy")
-            link.end(f"{how} by the proxy (cut)", reset=("client", "broker") if reset else ())
+            link.end(f"{how} by the proxy (cut)", reset=("client",) if reset else ())
         return len(hit)
 
     def open_links(self) -> tuple[int, ...]:
@@ -178,8 +178,8 @@ class Engine:
         for fault in faults:
             if isinstance(fault, Refuse):
                 continue
-            # Both pipes learn of a fault before it begins on either: a reset in both directions is one act.
-            victims = tuple("client" if direction == "downstream" else "broker" for direction in directions)
+            # Both pipes learn of a fault before it begins on either, for it may end the link.
+            victims = ("broker",) if directions == ("upstream",) else ("client",)
             strikes = [
                 (link.pipe(direction), Strike(key, fault, start, victims, lambda: on_begin(link.number)))
                 for direction in directions

@@ -75,7 +75,11 @@ class Stall(Fault):
 
 @dataclass(frozen=True, slots=True)
 class ResetPeer(Fault):
-    """The side that the direction leads to gets a TCP reset; the other side is closed. Once for each link."""
+    """The client gets a TCP reset, the broker an end of file; with ``direction="upstream"`` the other way round.
+
+    What was said before reaches the side that is closed politely. The side that is reset may lose what it had not
+    read yet: a reset does not wait in line (RabbitMQ does lose it).
+    """
 
 
 @dataclass(frozen=True, slots=True)

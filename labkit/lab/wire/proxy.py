@@ -250,7 +250,7 @@ class Proxy:
         When it returns it has happened: a client that looks at its socket finds it ended.
 
         Args:
-            reset: Send both sides a TCP reset instead of an end of file.
+            reset: The clients get a TCP reset instead of an end of file.
             link: Only the link of this number.
         """
         engine = self._running()
