@@ -1,0 +1,182 @@
+"""Draw which connections a broker has, and how many channels each carries. Pure: the same state gives the same bytes.
+
+What is drawn is what the broker answered, so a picture cannot show a connection that is not there. The broker's own
+name of a connection holds a port, which differs from run to run; it is left out, and equal rows stand in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+from xml.sax.saxutils import escape
+
+from labkit.lab.brokers.interface import ConnectionInfo
+
+MOST_CONNECTIONS: Final = 30  # what fits on a screen; the rest is counted
+MOST_CHANNELS: Final = 4  # boxes in a row; the rest is counted
+LONGEST_NAME: Final = 26  # characters that fit into a box
+
+Item = TypeVar("Item")
+
+WIDTH: Final = 860
+TOP: Final = 44
+ROW: Final = 60
+BOX: Final = 44
+BROKER_X, BROKER_WIDTH = 12, 96
+CONNECTION_X, CONNECTION_WIDTH = 168, 232
+CHANNEL_X, CHANNEL_WIDTH, CHANNEL_STEP = 440, 76, 86
+# Contrast on the white or the tint they are drawn on is at least 4.5 (WCAG 1.4.3); none carries a meaning alone.
+BROKER, CONNECTION, CHANNEL, TEXT, LINE = "#5b3a8c", "#1f5fa8", "#1b6e3c", "#222222", "#6b6b6b"
+
+
+class Architecture:
+    """A tree: the broker, its connections, the channels of each. ``print`` it, or let Jupyter draw it.
+
+    Immutable, so any thread may use it. It shows the moment at which *connections* were asked for; make another one to
+    see the next.
+
+    Args:
+        connections: What ``lab.broker.connections()`` returned.
+    """
+
+    def __init__(self, connections: Iterable[ConnectionInfo]) -> None:
+        self._connections = tuple(
+            sorted(connections, key=lambda each: (each.virtual_host, each.client_name, each.channels, each.state))
+        )
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are, drawn or counted."""
+        return len(self._connections)
+
+    @property
+    def channels(self) -> int:
+        """How many channels they carry together."""
+        return sum(each.channels for each in self._connections)
+
+    def __str__(self) -> str:
+        shown = self._connections[:MOST_CONNECTIONS]
+        branches = [(_heading(each), _boxes(each)) for each in shown]
+        if len(shown) < len(self._connections):
+            branches.append((_more(len(self._connections) - len(shown), "connection"), []))
+        lines = ["broker"] if branches else ["broker, without a connection"]
+        for last, (heading, boxes) in _marking_last(branches):
+            lines.append(f"{'└── ' if last else '├── '}{heading}")
+            for end, box in _marking_last(boxes):
+                lines.append(f"{'    ' if last else '│   '}{'└── ' if end else '├── '}{box}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def svg(self) -> str:
+        """Return the tree as an SVG; the same state gives the same bytes."""
+        shown = self._connections[:MOST_CONNECTIONS]
+        left_out = len(self._connections) - len(shown)
+        height = TOP + ROW * max(1, len(shown)) + (24 if left_out else 0) + 8
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"',
+            ' role="img" font-family="sans-serif" font-size="13">',
+            f"<title>{_xml(self._title())}</title>",
+            f"<desc>{_xml(str(self))}</desc>",
+            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+            _text(CONNECTION_X, 24, "connections (one TCP link each)", TEXT),
+            _text(CHANNEL_X, 24, "channels inside them", TEXT),
+            *_box(BROKER_X, TOP, BROKER_WIDTH, BROKER, "broker"),
+        ]
+        if not shown:
+            parts.append(_text(CONNECTION_X, TOP + 27, "none", TEXT))
+        elif len(shown) > 1:
+            trunk = (BROKER_X + BROKER_WIDTH + CONNECTION_X) // 2
+            parts.append(_line(trunk, TOP + BOX // 2, trunk, TOP + ROW * (len(shown) - 1) + BOX // 2))
+        for index, each in enumerate(shown):
+            parts.extend(_row(TOP + ROW * index, each, first=index == 0))
+        if left_out:
+            parts.append(_text(CONNECTION_X, TOP + ROW * len(shown) + 12, _more(left_out, "connection"), TEXT))
+        return "\n".join([*parts, "</svg>"]) + "\n"
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+    def _title(self) -> str:
+        return f"Broker with {_count(self.connections, 'connection')} and {_count(self.channels, 'channel')}"
+
+
+def _row(y: int, connection: ConnectionInfo, *, first: bool) -> list[str]:
+    middle = y + BOX // 2
+    start = BROKER_X + BROKER_WIDTH
+    parts = [_line(start if first else (start + CONNECTION_X) // 2, middle, CONNECTION_X, middle)]
+    boxes = _boxes(connection)
+    if boxes:
+        parts.append(
+            _line(CONNECTION_X + CONNECTION_WIDTH, middle, CHANNEL_X + CHANNEL_STEP * (len(boxes) - 1), middle)
+        )
+    name, where = _name(connection), f"{connection.state}, {connection.virtual_host}"
+    parts.extend(_box(CONNECTION_X, y, CONNECTION_WIDTH, CONNECTION, _short(name), _short(where)))
+    for index, box in enumerate(boxes):
+        x = CHANNEL_X + CHANNEL_STEP * index
+        if index < MOST_CHANNELS:
+            parts.extend(_box(x, y + 8, CHANNEL_WIDTH, CHANNEL, box, height=BOX - 16))
+        else:
+            parts.append(_text(x + 2, middle + 4, box, TEXT))
+    return parts
+
+
+def _box(x: int, y: int, width: int, colour: str, text: str, below: str = "", *, height: int = BOX) -> list[str]:
+    middle = x + width // 2
+    parts = [
+        (
+            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" fill="#ffffff" stroke="{colour}" '
+            'stroke-width="1.5"/>'
+        ),
+        _text(middle, y + height // 2 + (-3 if below else 4), text, colour, anchor="middle", bold=True),
+    ]
+    if below:
+        parts.append(_text(middle, y + height // 2 + 14, below, TEXT, anchor="middle", size=11))
+    return parts
+
+
+def _line(x1: int, y1: int, x2: int, y2: int) -> str:
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{LINE}"/>'
+
+
+def _text(x: int, y: int, text: str, colour: str, *, anchor: str = "start", bold: bool = False, size: int = 13) -> str:
+    weight = ' font-weight="bold"' if bold else ""
+    smaller = "" if size == 13 else f' font-size="{size}"'
+    return f'<text x="{x}" y="{y}" fill="{colour}" text-anchor="{anchor}"{weight}{smaller}>{_xml(text)}</text>'
+
+
+def _heading(connection: ConnectionInfo) -> str:
+    return f"{_name(connection)} ({connection.state}, {connection.virtual_host})"
+
+
+def _name(connection: ConnectionInfo) -> str:
+    # Somebody else's text: a line break in it would add a branch to the tree that is not there.
+    return " ".join(connection.client_name.split()) or "without a name"
+
+
+def _boxes(connection: ConnectionInfo) -> list[str]:
+    boxes = ["channel"] * min(connection.channels, MOST_CHANNELS)
+    if connection.channels > MOST_CHANNELS:
+        boxes.append(_more(connection.channels - MOST_CHANNELS, "channel"))
+    return boxes
+
+
+def _more(count: int, noun: str) -> str:
+    return f"and {_count(count, f'more {noun}')}"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _marking_last(items: Sequence[Item]) -> Iterable[tuple[bool, Item]]:
+    return ((index == len(items) - 1, item) for index, item in enumerate(items))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+
+
+def _xml(text: str) -> str:
+    """Escape *text*, and replace what XML cannot hold at all; a client chooses its name, so it may hold anything."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
