@@ -18,13 +18,13 @@ LONGEST_NAME: Final = 26  # characters that fit into a box
 
 Item = TypeVar("Item")
 
-WIDTH: Final = 860
+WIDTH: Final = 840  # what JupyterLab shows beside its file list on a screen of 1280
 TOP: Final = 44
 ROW: Final = 60
 BOX: Final = 44
 BROKER_X, BROKER_WIDTH = 12, 96
-CONNECTION_X, CONNECTION_WIDTH = 168, 232
-CHANNEL_X, CHANNEL_WIDTH, CHANNEL_STEP = 440, 76, 86
+CONNECTION_X, CONNECTION_WIDTH = 148, 224
+CHANNEL_X, CHANNEL_WIDTH, CHANNEL_STEP = 392, 68, 76
 # Contrast on the white or the tint they are drawn on is at least 4.5 (WCAG 1.4.3); none carries a meaning alone.
 BROKER, CONNECTION, CHANNEL, TEXT, LINE = "#5b3a8c", "#1f5fa8", "#1b6e3c", "#222222", "#6b6b6b"
 
