@@ -17,7 +17,7 @@ def _repaired(answer: object) -> str:
         if answer.virtual_host != "lab-00":
             raise NotYet(f"it connects, but to {answer.virtual_host!r}, where the queue orders is not")
         found = connection.channel().queue_declare("orders", passive=True).method.message_count
-    return f"connected, and the queue orders is there with {found} message"
+    return f"connected, and the queue orders is there with {found} messages"
 
 
 EXERCISES = (
