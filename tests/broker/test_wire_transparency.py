@@ -62,8 +62,10 @@ def tour(settings):
     channel.confirm_delivery()
     channel.basic_publish("", queue, b"hello", pika.BasicProperties(content_type="text/plain", message_id="x"))
     channel.basic_publish("", queue, b"x" * 300_000)
-    channel.basic_consume(queue, lambda *_: None, auto_ack=True)
-    channel.basic_cancel(channel.consumer_tags[0])
+    for count, _ in enumerate(channel.consume(queue, auto_ack=True, inactivity_timeout=10), start=1):
+        if count == 2:  # a cancel before both are here would cross them on the wire
+            break
+    channel.cancel()
     connection.close()
 
 
