@@ -133,7 +133,8 @@ def learner_copy(reference: Notebook) -> Notebook:
     """Return what a learner opens: no outputs, no counts, solutions collapsed."""
     copy = normalise(clear(reference))
     for cell in code_cells(copy):
-        if "solution" in tags(cell):
+        # A solution, and a recall question, whose source holds the answer.
+        if {"solution", "recall"}.intersection(tags(cell)):
             cell.metadata["jupyter"] = {"source_hidden": True}
     return copy
 

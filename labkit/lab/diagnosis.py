@@ -128,8 +128,10 @@ class Explanation:
 def explain(error: BaseException) -> Explanation:
     """Say what happened, who closed it (client, broker, network, nobody) and what to do."""
     verdict = classify(error)
-    cause = root_cause(error)
-    code = reply_code(error)
+    # Our own refusals (AuthenticationFailed ...) are verdicts; what happened is told by what they were raised from.
+    told = error.__cause__ if isinstance(error, errors.ConnectError) and error.__cause__ else error
+    cause = root_cause(told)
+    code = reply_code(told)
     if code is not None:
         what, closed_by = CODES.get(code, "the broker gave a reason of its own"), BROKER
         if isinstance(cause, px.ProbableAuthenticationError):

@@ -17,6 +17,7 @@ from types import FrameType
 import httpx
 
 from labkit.errors import LabkitError
+from labkit.lab.copies import LANDING
 
 PREFERRED_PORT = 8888
 READY_TIMEOUT = 60.0  # seconds; 2.4 measured on two cores
@@ -43,7 +44,7 @@ class NotebookServer:
     @property
     def address(self) -> str:
         """What to open in a browser; the token in it is the key to the learner's machine."""
-        return f"http://127.0.0.1:{self._port}/lab/tree/README.ipynb?token={self._token}"
+        return f"http://127.0.0.1:{self._port}/lab/tree/{LANDING}?token={self._token}"
 
     def start(self) -> None:
         """Start JupyterLab and wait until it answers.
@@ -108,10 +109,6 @@ class NotebookServer:
         _write_json(
             settings / "apputils-extension" / "notification.jupyterlab-settings",
             {"fetchNews": "false", "checkForUpdates": False},  # the news box covers a notebook's corner
-        )
-        _write_json(
-            settings / "docmanager-extension" / "plugin.jupyterlab-settings",
-            {"defaultViewers": {"markdown": "Markdown Preview"}},  # the table of notebooks is to be clicked, not edited
         )
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from labkit.lab.copies import LANDING
 from labkit.lab.server import NotebookServer
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -47,6 +48,20 @@ class NotebookPage:
         waiting = self.notebook.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[[* ]\]"))
         expect(waiting).to_have_count(0, timeout=TIMEOUT)
 
+    def choose(self, question: str, choice: str) -> None:
+        """Click a choice of a question, as a learner does."""
+        view = self.notebook.locator(".jp-OutputArea-output", has_text=question).first
+        view.scroll_into_view_if_needed(timeout=TIMEOUT)
+        view.get_by_role("button", name=choice, exact=True).click(timeout=TIMEOUT)
+
+    def run_cell(self, source: str) -> None:
+        """Run the code cell that holds *source*, and wait for it."""
+        cell = self.notebook.locator(".jp-CodeCell", has_text=source).first
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        self.wait_until_run()
+        expect(self.page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
+
     def error_outputs(self) -> list[str]:
         return self.notebook.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
 
@@ -64,26 +79,15 @@ class NotebookPage:
 
 
 @contextlib.contextmanager
-def opened(notebook: Path, state: Path, *, size: tuple[int, int] = (1280, 1000)) -> Iterator[NotebookPage]:
-    """JupyterLab on the folder of *notebook*, and a page that shows it with its kernel ready."""
-    server = NotebookServer(notebook.parent, state)
-    server.start()
-    try:
-        with page_of(server, notebook.name, size=size) as page:
-            yield page
-    finally:
-        server.stop()
-
-
-@contextlib.contextmanager
 def page_of(server: NotebookServer, name: str, *, size: tuple[int, int] = (1280, 1000)) -> Iterator[NotebookPage]:
+    """A page that shows one of the server's notebooks, its kernel ready; the kernel ends with it."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS, env={**os.environ})
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         errors: list[str] = []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(server.address.replace("index.md?", f"{name}?reset&"))
+        page.goto(server.address.replace(f"{LANDING}?", f"{name}?reset&"))
         notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         notebook.locator(".jp-Cell").first.wait_for(timeout=TIMEOUT)
         expect(page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)

@@ -1,10 +1,12 @@
 """The learner's copies in a real JupyterLab in a real Chromium: every cell runs, every widget answers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from labkit.lab.copies import refresh_work
+from labkit.lab.copies import LANDING, WORK, refresh_work
+from labkit.lab.server import NotebookServer
 from tests.lab import jupyter_page
 
 ROOT = Path(__file__).parents[2]
@@ -14,17 +16,46 @@ PICTURES = ROOT / ".lab" / "pictures"
 pytestmark = [pytest.mark.browser, pytest.mark.broker, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module")
+def server(broker, tmp_path_factory) -> Iterator[NotebookServer]:
+    """JupyterLab on fresh copies, whose kernels use the test bench."""
+    project = tmp_path_factory.mktemp("learner")
+    (project / "notebooks").symlink_to(ROOT / "notebooks")
+    refresh_work(project)
+    with pytest.MonkeyPatch.context() as patch:
+        if broker.home is not None:
+            patch.setenv("LABKIT_BROKER", str(broker.home))
+        server = NotebookServer(project / WORK, project)
+        server.start()
+    yield server
+    server.stop()
+
+
 def test_there_are_notebooks_to_open():
     assert NOTEBOOKS
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_of_a_learners_copy_runs(notebook, broker, tmp_path):
-    work = tmp_path / "work"
-    refresh_work(ROOT, work)
-    with jupyter_page.opened(work / notebook.name, tmp_path) as page:
+def test_every_cell_of_a_learners_copy_runs(notebook, server):
+    with jupyter_page.page_of(server, notebook.name) as page:
         page.run_all()
         page.screenshot(PICTURES / f"{notebook.stem}.png")
         assert page.error_outputs() == []
         assert "nothing left open" in page.text()
         assert page.errors == []
+
+
+def test_a_click_on_a_prediction_is_what_the_next_cell_compares_with(server):
+    with jupyter_page.page_of(server, "00-start-here.ipynb") as page:
+        page.run_all()
+        page.choose("How many connections does the broker count now?", "2")
+        page.run_cell('lab.compare("00.a"')
+        page.screenshot(PICTURES / "00-prediction.png")
+        assert "your prediction: 2, which differs. What did you assume?" in page.text()
+
+
+def test_the_table_of_notebooks_leads_to_each_of_them(server):
+    with jupyter_page.page_of(server, LANDING) as page:
+        page.screenshot(PICTURES / "table-of-notebooks.png")
+        for notebook in NOTEBOOKS:
+            assert page.page.locator(f'a[href*="{notebook.name}"]').count()

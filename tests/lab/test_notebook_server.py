@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 START = 90.0  # seconds
-ADDRESS = re.compile(r"JupyterLab: (http://127\.0\.0\.1:\d+)/lab/tree/index\.md\?token=(\w+)")
+ADDRESS = re.compile(r"JupyterLab: (http://127\.0\.0\.1:\d+)/lab/tree/README\.ipynb\?token=(\w+)")
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -53,7 +53,7 @@ def test_ending_it_leaves_no_process_behind(lab_command, number):
         kernel = client.post("/api/kernels", json={}, timeout=30).raise_for_status().json()
         assert kernel["id"]
         contents = client.get("/api/contents/").raise_for_status().json()["content"]
-    assert "index.md" in {entry["name"] for entry in contents}
+    assert "README.ipynb" in {entry["name"] for entry in contents}
     family = psutil.Process(lab_command.pid).children(recursive=True)
     assert len(family) >= 2  # the server and the kernel
     lab_command.send_signal(number)

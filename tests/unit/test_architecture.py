@@ -123,5 +123,5 @@ def test_every_text_lies_inside_the_picture():
 
     assert len(drawn(crowd)) > MOST_CONNECTIONS
     for text in root.iter(f"{SVG}text"):
-        assert 0 <= int(text.attrib["x"]) < int(root.attrib["width"])
-        assert 0 < int(text.attrib["y"]) < int(root.attrib["height"])
+        assert 0 <= int(text.attrib["x"]) < int(root.attrib["viewBox"].split()[2])
+        assert 0 < int(text.attrib["y"]) < int(root.attrib["viewBox"].split()[3])

@@ -247,3 +247,8 @@ def test_the_command_says_what_to_install_when_typer_is_missing(
         main()
     assert ended.value.code == 1
     assert "labkit-rabbitmq[lab]" in capsys.readouterr().err
+
+
+def test_a_client_still_in_its_handshake_is_shown_without_what_is_not_known_yet():
+    shown = connection_info({"name": "a -> b", "client_properties": "none", "vhost": "none", "channels": "none"})
+    assert (shown.client_name, shown.channels) == ("", 0)

@@ -7,7 +7,7 @@ import socket
 import pika.exceptions as px
 import pytest
 
-from labkit import ConnectError
+from labkit import AuthenticationFailed, ConnectError
 from labkit.lab.diagnosis import explain
 
 CLOSERS = {"client", "broker", "network", "nobody"}
@@ -15,9 +15,9 @@ EXAMPLES = [
     (px.ConnectionClosedByBroker(320, "CONNECTION_FORCED - night shift"), "broker", "CONNECTION_FORCED - night shift"),
     (px.ChannelClosedByBroker(404, "NOT_FOUND - no queue 'q' in vhost '/'"), "broker", "no queue 'q'"),
     (
-        px.ProbableAccessDeniedError("(530) 'NOT_ALLOWED - vhost nope not found'"),
+        px.ProbableAccessDeniedError("probable: (\"ConnectionClosedByBroker: (530) 'NOT_ALLOWED - vhost x'\",)"),
         "broker",
-        "the broker says: NOT_ALLOWED - vhost nope not found",
+        "the broker says: NOT_ALLOWED - vhost x",
     ),
     (px.StreamLostError("Transport indicated EOF"), "network", "without a goodbye"),
     (px.AMQPHeartbeatTimeout("none"), "client", "several heartbeats"),
@@ -60,6 +60,14 @@ def test_the_cause_of_our_own_error_is_what_is_explained():
     error = ConnectError("nothing worked")
     error.__cause__ = ConnectionRefusedError(111, "Connection refused")
     assert "nothing listens on that port" in str(explain(error))
+
+
+def test_our_own_refusal_is_explained_by_what_the_broker_said():
+    error = AuthenticationFailed("refused")
+    error.__cause__ = px.ProbableAuthenticationError("(\"ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - no'\",)")
+    told = explain(error)
+    assert told.what == "the broker does not accept this user name and password (403)"
+    assert (told.said, told.closed_by) == ("ACCESS_REFUSED - no", "broker")
 
 
 def test_a_close_asked_for_by_the_program_quotes_no_broker():

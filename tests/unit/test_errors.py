@@ -221,7 +221,7 @@ def test_explanation_says_who_closed_it_and_what_to_do(error, closed_by, clue):
     explanation = explain(error)
     assert explanation.closed_by == closed_by
     assert clue in explanation.what
-    assert str(explanation).splitlines()[2].startswith("what to do: ")
+    assert str(explanation).splitlines()[-1].startswith("what to do: ")
 
 
 def test_explanation_is_the_same_whatever_the_port_and_the_time():

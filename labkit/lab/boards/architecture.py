@@ -74,7 +74,8 @@ class Architecture:
         left_out = len(self._connections) - len(shown)
         height = TOP + ROW * max(1, len(shown)) + (24 if left_out else 0) + 8
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
+            f' style="width:100%;max-width:{WIDTH}px"',
             ' role="img" font-family="sans-serif" font-size="13">',
             f"<title>{_xml(self._title())}</title>",
             f"<desc>{_xml(str(self))}</desc>",

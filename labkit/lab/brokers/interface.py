@@ -286,18 +286,22 @@ class Broker(ABC):
 
 
 def connection_info(shown: dict[str, Any]) -> ConnectionInfo:
-    """Return a connection from what rabbitmqctl or the management API shows of it."""
+    """Return a connection from what rabbitmqctl or the management API shows of it.
+
+    Of a client that is still in its handshake, rabbitmqctl shows the text "none" for what it does not know yet.
+    """
     properties = shown.get("client_properties") or {}
     if isinstance(properties, list):  # rabbitmqctl shows an AMQP table: [name, type, value] for each
         properties = {each[0]: each[-1] for each in properties}
-    given = properties.get("connection_name")
+    given = properties.get("connection_name") if isinstance(properties, dict) else None
+    channels = shown.get("channels")
     return ConnectionInfo(
         name=str(shown.get("name", "")),
         client_name=given if isinstance(given, str) else "",
         virtual_host=str(shown.get("vhost", "")),
         username=str(shown.get("user", "")),
         state=str(shown.get("state", "")),
-        channels=int(shown.get("channels") or 0),
+        channels=channels if isinstance(channels, int) else 0,
     )
 
 

@@ -38,7 +38,8 @@ def draw(lines: Sequence[Line], *, gap: tuple[int, int] | None, title: str, desc
     with_link = len({line[5] for line in lines}) > 1
     height = TOP + ROW * (len(lines) + (gap is not None)) + 24
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
+        f' style="width:100%;max-width:{WIDTH}px"',
         ' role="img" font-family="sans-serif" font-size="13">',
         f"<title>{_xml(title)}</title>",
         f"<desc>{_xml(description)}</desc>",
