@@ -126,11 +126,24 @@ def _serve(settings: BrokerSettings, watch: _Watch, handler: Callable[..., objec
     except AMQPError as exc:
         lost: BaseException = exc
         return lost
+    except Exception:
+        if watch.complaint is None and not watch.worked_on_the_loop:
+            raise  # the handler's own; else it follows from what the learner will be told
     finally:
         watch.over.set()
-        with contextlib.suppress(AMQPError):
-            connection.close()
+        _hang_up(connection)
     return None
+
+
+def _hang_up(connection: pika.BlockingConnection) -> None:
+    """Close, even if what the learner handed to the loop raises there once more."""
+    ends = time.monotonic() + PATIENCE
+    while not connection.is_closed and time.monotonic() < ends:
+        with contextlib.suppress(Exception):
+            if connection.is_open:
+                connection.close()
+            else:
+                connection.process_data_events(0.1)
 
 
 def _judge(watch: _Watch, crashes: list[str], lost: BaseException | None) -> None:
