@@ -205,7 +205,7 @@ def make_venv():
         if subprocess.call([sys.executable, "-m", "venv", str(VENV)]):
             stop("python -m venv failed (see above): %s" % GET_PYTHON[system()])
     say("python packages: installing requirements.txt into .venv (about 0.5 GB, 30 s with a near mirror)")
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-warn-script-location"]
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq", "--no-warn-script-location"]
     quiet = dict(os.environ, PIP_ROOT_USER_ACTION="ignore")
     if subprocess.call(pip + ["-r", str(ROOT / "requirements.txt")], env=quiet):
         stop(

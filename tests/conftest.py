@@ -1,7 +1,50 @@
-"""For all tests."""
+"""The shared test bench, for every test that needs a real RabbitMQ."""
+
+import os
+import uuid
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
+
+from labkit.lab import brokers
+from labkit.lab.brokers import Broker
+from labkit.lab.brokers.discovery import KINDS
+from labkit.lab.home import project
+from labkit.settings import BrokerSettings
+from tests.view import View
 
 # A busy machine is not a failure: what must be fast has its own, explicit, deadline.
 hypothesis.settings.register_profile("labkit", deadline=None)
 hypothesis.settings.load_profile("labkit")
+
+TEST_BENCH = project() / ".lab" / "test"
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """The test bench's broker; the learner's own is never touched. What this run started, it ends."""
+    named = os.environ.get("LABKIT_BROKER", "auto")
+    if named not in KINDS:  # a URL, or the bench of a run that this one is part of
+        yield brokers.up()
+        return
+    was_running = brokers.find(TEST_BENCH) is not None
+    yield brokers.up(named, TEST_BENCH)
+    if not was_running:
+        brokers.down(TEST_BENCH)
+
+
+@pytest.fixture
+def view(broker: Broker) -> Iterator[View]:
+    """What the management API says of that broker."""
+    view = View(broker)
+    yield view
+    view.close()
+
+
+@pytest.fixture
+def settings(broker: Broker) -> Iterator[BrokerSettings]:
+    """Settings for a virtual host that is this test's own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield broker.vhost(name).replace(connection_name=name)
+    broker.delete_vhost(name)

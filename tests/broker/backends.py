@@ -12,7 +12,18 @@ from labkit.lab.brokers import candidates, sources
 from labkit.lab.brokers.candidates import Pins
 from labkit.settings import BrokerSettings
 
-BACKENDS = ("compose", "root directory", "installed scripts")
+
+def _has_root_directory() -> bool:
+    try:
+        sources.from_rootfs(sources.default_rootfs())
+    except BrokerError:
+        return False
+    return True
+
+
+# Installed scripts run through the same code: tested where they are the only local broker, and in `make soak`.
+_scripts = pytest.param("installed scripts", marks=pytest.mark.soak) if _has_root_directory() else "installed scripts"
+BACKENDS = ("compose", "root directory", _scripts)
 
 
 def pins_of(backend: str) -> tuple[str, Pins]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from backends import BACKENDS, connect, eventually, pins_of
 
 from labkit.errors import BrokerError
 from labkit.lab import brokers
@@ -17,6 +16,7 @@ from labkit.lab.brokers import Broker, engine, local, ports, processes
 from labkit.lab.brokers.discovery import recorded
 from labkit.lab.brokers.local import LocalBroker
 from labkit.lab.brokers.state import Record, StateFile
+from tests.broker.backends import BACKENDS, connect, eventually, pins_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.timeout(180)]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import pika
 import pika.exceptions
 import pytest
-from backends import BACKENDS, connect, error_of, eventually, pins_of
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
 from labkit.errors import BrokerError
@@ -14,6 +13,7 @@ from labkit.lab import brokers
 from labkit.lab.brokers import Broker, zero
 from labkit.lab.brokers.remote import RemoteBroker
 from labkit.lab.brokers.state import StateFile
+from tests.broker.backends import BACKENDS, connect, error_of, eventually, pins_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.timeout(180)]
 
