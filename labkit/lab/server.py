@@ -110,6 +110,10 @@ class NotebookServer:
             settings / "apputils-extension" / "notification.jupyterlab-settings",
             {"fetchNews": "false", "checkForUpdates": False},  # the news box covers a notebook's corner
         )
+        _write_json(
+            settings / "notebook-extension" / "tracker.jupyterlab-settings",
+            {"windowingMode": "defer"},  # cells out of sight keep their outputs, so that Ctrl-F finds them
+        )
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + READY_TIMEOUT

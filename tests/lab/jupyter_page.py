@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-TIMEOUT = 120_000  # milliseconds, Playwright's unit
+TIMEOUT = 60_000  # milliseconds, Playwright's unit, for one step
+RUN_TIMEOUT = 90.0  # seconds for all cells of a notebook
 # The kernel is really there only when the status bar says so: the toolbar's indicator says idle before it is
 # connected, and Run All then loses cells.
 KERNEL_IDLE = re.compile(r"\| Idle$")
@@ -44,9 +46,18 @@ class NotebookPage:
         self.wait_until_run()
 
     def wait_until_run(self) -> None:
-        """Until no cell waits ("[*]") or is still to be run ("[ ]"); an error leaves the rest at "[ ]"."""
+        """Until no cell waits ("[*]") or is still to be run ("[ ]").
+
+        Raises:
+            AssertionError: a cell failed, after which JupyterLab leaves the rest at "[ ]", or time ran out.
+        """
         waiting = self.notebook.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[[* ]\]"))
-        expect(waiting).to_have_count(0, timeout=TIMEOUT)
+        deadline = time.monotonic() + RUN_TIMEOUT
+        while waiting.count():
+            failed = self.error_outputs()
+            assert not failed, failed
+            assert time.monotonic() < deadline, f"{waiting.count()} cells have not run after {RUN_TIMEOUT:.0f} s"
+            self.page.wait_for_timeout(200)
 
     def choose(self, question: str, choice: str) -> None:
         """Click a choice of a question, as a learner does."""
@@ -54,16 +65,30 @@ class NotebookPage:
         view.scroll_into_view_if_needed(timeout=TIMEOUT)
         view.get_by_role("button", name=choice, exact=True).click(timeout=TIMEOUT)
 
+    def run_above(self, source: str) -> None:
+        """Run every cell above the one that holds *source*."""
+        self._select(source)
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name=re.compile("^Run All Above")).click()
+        self._wait_until_idle()
+
     def run_cell(self, source: str) -> None:
-        """Run the code cell that holds *source*, and wait for it."""
-        cell = self.notebook.locator(".jp-CodeCell", has_text=source).first
-        cell.locator(".cm-content").click()
+        """Run the code cell that holds *source*."""
+        self._select(source)
         self.page.keyboard.press("Control+Enter")
-        self.wait_until_run()
-        expect(self.page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
+        self._wait_until_idle()
+
+    def _select(self, source: str) -> None:
+        self.notebook.locator(".jp-CodeCell", has_text=source).first.locator(".cm-content").click()
+
+    def _wait_until_idle(self) -> None:
+        running = self.notebook.locator(".jp-CodeCell .jp-InputPrompt", has_text="[*]")
+        self.page.wait_for_timeout(300)  # a cell shows [*] only when the kernel has been asked
+        expect(running).to_have_count(0, timeout=TIMEOUT)
 
     def error_outputs(self) -> list[str]:
-        return self.notebook.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+        """Tracebacks, and anything on stderr: JupyterLab draws both alike, and a lesson has neither."""
+        return self.notebook.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
 
     def text(self) -> str:
         """Everything the cells printed; scrolls through the notebook, since JupyterLab draws only what is in view."""
