@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from labkit.lab.brokers import ports, processes, ready
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
 from labkit.lab.brokers.logs import clue
-from labkit.lab.brokers.sources import CHROOT_PATH, Source
+from labkit.lab.brokers.sources import CHROOT_PATH, Source, namespace
 from labkit.lab.brokers.state import Record, StateFile
 from labkit.lab.home import require_space, unwritable
 from labkit.settings import BrokerSettings
@@ -33,9 +32,11 @@ START_ATTEMPTS = 3  # another program may take a free port before the node does
 # Mounted by a shell in a namespace of its own, so the mounts go with the process. ("exec chroot"
 # keeps the process id: the one we are given is the broker.)
 CHROOT = (
-    'R=$1; B=$2; shift 2; mount --rbind /dev "$R/dev"; mount --rbind /proc "$R/proc"; '
+    'R=$1; B=$2; shift 2; mount --bind "$R" "$R"; mount --make-private "$R"; '
+    'mount --rbind /dev "$R/dev"; mount --rbind /proc "$R/proc"; '
     'mount --bind "$B" "$R/labkit"; exec chroot "$R" "$@"'
 )
+INETRC = '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
 # The shell ends at once and leaves the broker to the system: nobody here has to wait for it,
 # and it outlives the command that started it.
 DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
@@ -253,6 +254,8 @@ class LocalBroker(Broker):
             for name in ("data", "log", "home", "conf.d"):
                 (self.directory / name).mkdir(parents=True, exist_ok=True)
             (self.directory / "rabbitmq.conf").write_text(settings, encoding="utf-8")
+            # Not every machine has an /etc/hosts that names localhost; without it, Erlang's port mapper finds no host.
+            (self.directory / "inetrc").write_text(INETRC, encoding="ascii")
             (self.directory / "enabled_plugins").write_text("[rabbitmq_management].\n", encoding="utf-8")
             imported = self.directory / "definitions.json"
             if not imported.exists():
@@ -294,8 +297,7 @@ def _lives(record: Record) -> bool:
 def _command(record: Record, directory: Path, script: str, *arguments: str) -> list[str]:
     if not record.rootfs:
         return [str(Path(record.source) / script), *arguments]
-    namespace = ["unshare", "--mount"] if _is_root() else ["unshare", "--mount", "--map-root-user"]
-    return [*namespace, "sh", "-ec", CHROOT, "sh", record.source, str(directory), script, *arguments]
+    return [*namespace(), "sh", "-ec", CHROOT, "sh", record.source, str(directory), script, *arguments]
 
 
 def _environment(record: Record, directory: Path) -> dict[str, str]:
@@ -313,6 +315,7 @@ def _environment(record: Record, directory: Path) -> dict[str, str]:
         "RABBITMQ_MNESIA_BASE": f"{seen}/data",
         "RABBITMQ_LOG_BASE": f"{seen}/log",
         "RABBITMQ_PID_FILE": f"{seen}/pid",
+        "ERL_INETRC": f"{seen}/inetrc",
         "ERL_CRASH_DUMP": f"{seen}/erl_crash.dump",  # else it lands in the working directory
         "RABBITMQ_DIST_PORT": str(record.dist_port),
         "ERL_EPMD_PORT": str(record.epmd_port),
@@ -322,7 +325,3 @@ def _environment(record: Record, directory: Path) -> dict[str, str]:
         # The script then replaces itself by the Erlang VM: the process we know is the broker.
         "RUNNING_UNDER_SYSTEMD": "true",
     }
-
-
-def _is_root() -> bool:
-    return sys.platform != "win32" and os.geteuid() == 0

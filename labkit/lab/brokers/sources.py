@@ -1,5 +1,6 @@
 """Where a RabbitMQ without Docker comes from on this machine. Starts nothing but a probe."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -46,9 +47,7 @@ def from_rootfs(path: Path) -> Source:
     # What labkit mounts over, and what it runs: /opt/rabbitmq is a link that only works inside.
     if not (path / "labkit").is_dir() or not (path / "usr" / "lib" / "rabbitmq").is_dir():
         raise BrokerError(f"{path} is no root directory with RabbitMQ: `labkit image --rootfs` makes one")
-    refused = _namespace_refused()
-    if refused:
-        raise BrokerError(f"this system does not let an ordinary user run a root directory ({refused})")
+    namespace()
     return Source(path.resolve(), is_rootfs=True)
 
 
@@ -72,13 +71,24 @@ def _home_scripts() -> list[str]:
     return [f"{home}/sbin"] if home else []
 
 
-def _namespace_refused() -> str:
-    """Return why this user cannot have a mount namespace, or ""."""
-    as_root = [] if sys.platform == "win32" or os.geteuid() == 0 else ["--map-root-user"]
-    try:
-        tried = subprocess.run(
-            ["unshare", "--mount", *as_root, "true"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"unshare: {error}"
-    return tried.stderr.strip() or f"unshare ended with {tried.returncode}" if tried.returncode else ""
+@functools.cache
+def namespace() -> tuple[str, ...]:
+    """Return the command that gives a process mounts of its own here, for root and for an ordinary user.
+
+    Raises:
+        BrokerError: this system does not allow it.
+    """
+    as_root = () if sys.platform == "win32" or os.geteuid() == 0 else ("--map-root-user",)
+    refusals = []
+    # Where "/" is no mount point (inside a chroot) its propagation cannot be changed. The broker's shell makes the
+    # one tree that it mounts in private by itself, so nothing gets out that way either.
+    for propagation in ((), ("--propagation", "unchanged")):
+        command = ("unshare", "--mount", *as_root, *propagation)
+        try:
+            tried = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BrokerError(f"a root directory needs the command unshare: {error}") from error
+        if tried.returncode == 0:
+            return command
+        refusals.append(tried.stderr.strip() or f"unshare ended with {tried.returncode}")
+    raise BrokerError(f"this system does not let this user run a root directory ({refusals[-1]})")
