@@ -127,8 +127,10 @@ class Lab:
 
     def close(self) -> None:
         """Say what is still open, then close it and remove the virtual host. Ends in bounded time; twice is fine."""
-        left = self._left_open()
-        self._release()
+        try:
+            left = self._left_open()
+        finally:
+            self._release()  # also after an interrupt: the next run begins with nothing of this one
         print("\n".join(left) if left else "nothing left open")  # noqa: T201 - a notebook's last line
 
     def _left_open(self) -> list[str]:
@@ -136,15 +138,27 @@ class Lab:
             return []
         for proxy in self._proxies:
             proxy.close()
-        names = [connection.name for connection in self._broker.wait_for_connections(0, timeout=SETTLE)]
-        return [f"left open: {names.count(name)} x connection {name}" for name in sorted(set(names))]
+        left = []
+        if self._broker.is_paused:
+            self._broker.resume()  # a frozen broker answers nobody, so the next notebook would hang
+            left.append("left paused: the broker")
+        if not self._broker.is_running:
+            return left  # no connection outlives its broker
+        # The client's own name: the broker's holds ports, and this line is compared from run to run.
+        seen = self._broker.wait_for_connections(0, timeout=SETTLE)
+        names = [connection.client_name or "(without a name)" for connection in seen]
+        return left + [f"left open: {names.count(name)} x connection {name}" for name in sorted(set(names))]
 
     def _release(self) -> None:
         _open_labs.pop(self.id, None)
         broker, self._broker = self._broker, None
         steps: list[Callable[[], object]] = [proxy.close for proxy in self._proxies]
         if broker is not None:
-            steps += [lambda: broker.close_connections("lab closed"), lambda: broker.delete_vhost(self.virtual_host)]
+            steps += [
+                broker.resume,
+                lambda: broker.close_connections("lab closed"),
+                lambda: broker.delete_vhost(self.virtual_host),
+            ]
         steps.append(self._exits.close)
         self._proxies = []
         for step in steps:

@@ -51,12 +51,12 @@ class Report(list[Finding]):
 
 
 def examine(directory: Path | None = None) -> Report:
-    """Look at this machine and at the bench in *directory* (default: the project's `.lab`).
+    """Look at this machine and at the bench in *directory* (None: LABKIT_BROKER's, or the project's `.lab`).
 
     Takes at most a few seconds, also when an engine or a broker hangs. Raises nothing: a check that fails is a row.
     """
     report = Report()
-    for name, check in _checks(directory or home.bench()).items():
+    for name, check in _checks(directory).items():
         try:
             report.append(check())
         except (LabkitError, OSError) as error:
@@ -71,11 +71,11 @@ def _shown(finding: Finding) -> bool:
     return finding.name not in OPTIONAL
 
 
-def _checks(directory: Path) -> dict[str, Callable[[], Finding]]:
+def _checks(directory: Path | None) -> dict[str, Callable[[], Finding]]:
     return {
         "python": _python,
         "packages": _packages,
-        "disk": lambda: _disk(directory),
+        "disk": lambda: _disk(directory or home.bench()),
         "broker": lambda: _broker(directory),
         "management": lambda: _management(directory),
         "container": _container,
@@ -111,7 +111,7 @@ def _disk(directory: Path) -> Finding:
     return Finding("disk", ok, f"{free / 1e9:.0f} GB free", fix)
 
 
-def _broker(directory: Path) -> Finding:
+def _broker(directory: Path | None) -> Finding:
     broker = brokers.find(directory)
     if broker is None:
         possible = brokers.is_possible()
@@ -120,7 +120,7 @@ def _broker(directory: Path) -> Finding:
     return Finding("broker", ok=True, detail=f"RabbitMQ {broker.version} answers AMQP ({broker.backend})")
 
 
-def _management(directory: Path) -> Finding:
+def _management(directory: Path | None) -> Finding:
     broker = brokers.find(directory)
     ok = broker is not None and "management" in broker.capabilities
     return Finding("management", ok, "answers" if ok else "does not answer", "" if ok else "labkit up")
