@@ -50,7 +50,7 @@ class NotebookServer:
         """Start JupyterLab and wait until it answers.
 
         Raises:
-            ServerError: it ended, or said nothing for 60 s; the text holds the log's last lines.
+            ServerError: it ended (a busy port), or said nothing for 60 s; the text holds the log's last lines.
         """
         self._write_settings()
         log = self._state / "jupyter.log"
@@ -116,9 +116,11 @@ class NotebookServer:
         )
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        went = f"did not answer within {READY_TIMEOUT:.0f} s"
         deadline = time.monotonic() + READY_TIMEOUT
         while time.monotonic() < deadline:
             if process.poll() is not None:
+                went = f"ended with code {process.returncode}"
                 break
             try:
                 # trust_env=False: a class's web proxy has no business with loopback.
@@ -129,9 +131,7 @@ class NotebookServer:
             except httpx.HTTPError:
                 time.sleep(0.1)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-        raise ServerError(
-            f"JupyterLab did not answer within {READY_TIMEOUT:.0f} s on port {self._port}; its log ends: {tail}"
-        )
+        raise ServerError(f"JupyterLab {went} on port {self._port}; its log ends: {tail}")
 
 
 def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool) -> None:
