@@ -237,3 +237,19 @@ def test_every_system_is_told_how_to_get_a_broker(platform: str, distribution: s
     told = advice.how_to_get_one(platform, distribution)
     assert words in told
     assert "LABKIT_BROKER" in told
+
+
+def test_a_refusal_while_the_bench_is_held_is_not_called_an_unwritable_bench(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="another matter"), StateFile(tmp_path).lock():
+        raise PermissionError("another matter")
+
+
+def test_a_bench_that_cannot_be_locked_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateFile(tmp_path)
+
+    def read_only(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(state._lock, "acquire", read_only)
+    with pytest.raises(BrokerError, match="make it writable"), state.lock():
+        pass

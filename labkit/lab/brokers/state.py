@@ -108,12 +108,13 @@ class StateFile:
             BrokerError: another process kept it for *timeout* seconds.
         """
         try:
-            with self._lock.acquire(timeout=timeout):
-                yield
+            held = self._lock.acquire(timeout=timeout)
         except filelock.Timeout as error:
             raise BrokerError(
                 f"another process has been starting or stopping the broker of {self.home} for {timeout:g} s; "
                 "wait for it, or end it and try again"
             ) from error
-        except PermissionError as error:
+        except OSError as error:
             raise unwritable(self.home, error) from error
+        with held:  # not inside the try: what fails while the bench is held is not the lock's failure
+            yield
