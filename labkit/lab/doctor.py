@@ -114,16 +114,26 @@ def _disk(directory: Path) -> Finding:
 def _broker(directory: Path | None) -> Finding:
     broker = brokers.find(directory)
     if broker is None:
-        possible = brokers.is_possible()
+        # An engine without the image counts: `labkit up` pulls it, and a doctor does not.
+        possible = brokers.is_possible(pull=False) or brokers.engine_version() is not None
         fix = "labkit up" if possible else "start a container engine or install RabbitMQ; see README"
         return Finding("broker", ok=False, detail="none is running", fix=fix)
-    return Finding("broker", ok=True, detail=f"RabbitMQ {broker.version} answers AMQP ({broker.backend})")
+    if not broker.is_running:
+        address = broker.settings().to_url()
+        return Finding("broker", ok=False, detail=f"{address} does not answer", fix="ask who runs it: LABKIT_BROKER")
+    try:
+        version = f"RabbitMQ {broker.version}"
+    except LabkitError:  # by URL the version is for administrators; the handshake was answered all the same
+        version = "a broker"
+    return Finding("broker", ok=True, detail=f"{version} answers AMQP ({broker.backend})")
 
 
 def _management(directory: Path | None) -> Finding:
     broker = brokers.find(directory)
     ok = broker is not None and "management" in broker.capabilities
-    return Finding("management", ok, "answers" if ok else "does not answer", "" if ok else "labkit up")
+    by_url = broker is not None and broker.backend == "url"
+    fix = "" if ok else "LABKIT_BROKER must name an administrator" if by_url else "labkit up"
+    return Finding("management", ok, "answers" if ok else "does not answer", fix)
 
 
 def _container() -> Finding:
@@ -143,6 +153,6 @@ def _browser() -> Finding:
 def _proxy() -> Finding:
     names = sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy"))
     exempt = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
-    ok = not names or "127.0.0.1" in exempt.split(",")
+    ok = not names or not {"127.0.0.1", "*"}.isdisjoint(part.strip() for part in exempt.split(","))
     detail = f"{', '.join(names)} set" if names else "no proxy variables"
     return Finding("proxy", ok, detail, "" if ok else "export NO_PROXY=127.0.0.1,localhost")

@@ -7,10 +7,11 @@ import pytest
 from labkit.cli import main
 from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab import brokers
-from labkit.lab.brokers import candidates, discovery, engine, sources
+from labkit.lab.brokers import candidates, discovery, engine, ports, sources
 from labkit.lab.brokers.candidates import Candidate, Pins
 from labkit.lab.brokers.interface import connection_info
 from labkit.lab.brokers.remote import RemoteBroker
+from labkit.lab.brokers.state import Record, StateFile
 from labkit.settings import BrokerSettings
 
 
@@ -186,6 +187,15 @@ def test_a_directory_in_the_variable_is_the_bench(monkeypatch: pytest.MonkeyPatc
     told: list[str] = []
     offer(monkeypatch, told, local=None)
     assert brokers.up().home == tmp_path
+
+
+def test_down_of_a_named_bench_ends_that_one_whatever_the_variable_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LABKIT_BROKER", "amqp://lab:secret@class.example")
+    StateFile(tmp_path).write(Record("local", 1, 1, "lab", "x", wanted="stopped", epmd_port=ports.free_ports(1)[0]))
+    assert brokers.down(tmp_path)
+    assert not StateFile(tmp_path).path.exists()
 
 
 def test_the_variable_decides_what_auto_means(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Pins:
     rootfs: Path | None = None
     scripts: Path | None = None
     image: str | None = None
+    pull: bool = True  # whether an image that is not here may be fetched
 
     @property
     def any(self) -> bool:
@@ -38,7 +39,7 @@ class Candidate:
 
 def candidates(kind: str, pins: Pins) -> list[Candidate]:
     """Return the ways to a broker of *kind* ("auto", "compose" or "local"), best first."""
-    compose = Candidate("compose", lambda say: _compose(pins.image, say))
+    compose = Candidate("compose", lambda say: _compose(pins.image, say, pull=pins.pull))
     rootfs = Candidate("root directory", lambda _: _local(sources.from_rootfs(pins.rootfs or sources.default_rootfs())))
     scripts = Candidate("installed scripts", lambda _: _local(sources.from_scripts(pins.scripts)))
     if pins.any:
@@ -47,10 +48,10 @@ def candidates(kind: str, pins: Pins) -> list[Candidate]:
     return {"compose": [compose], "local": [rootfs, scripts]}.get(kind, [compose, rootfs, scripts])
 
 
-def _compose(image: str | None, say: Say) -> Make:
+def _compose(image: str | None, say: Say, *, pull: bool) -> Make:
     with engine.connected():
         engine.compose_command()
-    chosen = engine.available_image(image, say)
+    chosen = engine.available_image(image, say, may_pull=pull)
     return lambda home, amqp, management, own: ComposeBroker.create(
         home, chosen, amqp_port=amqp, management_port=management, own=own
     )

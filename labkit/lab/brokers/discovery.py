@@ -90,12 +90,17 @@ def up(
         return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, own=False)
 
 
-def is_possible(say: Say = silent) -> bool:
-    """Return whether a broker could be started here, or is named by LABKIT_BROKER. Starts none; may pull an image."""
+def is_possible(say: Say = silent, *, pull: bool = True) -> bool:
+    """Return whether a broker could be started here, or is named by LABKIT_BROKER. Starts none.
+
+    Args:
+        say: Told how far a pull is.
+        pull: Whether an image that is not here may be pulled, which takes up to 120 s.
+    """
     kind, place = _where("auto", None)
     if "://" in kind or _recorded(place) is not None:
         return True
-    for candidate in candidates(kind, Pins()):
+    for candidate in candidates(kind, Pins(pull=pull)):
         with contextlib.suppress(BrokerError):
             candidate.prepare(say)
             return True
@@ -112,8 +117,12 @@ def recorded(home: Path | None = None) -> Broker | None:
 
 
 def down(home: Path | None = None) -> bool:
-    """End *home*'s broker with everything it left, and return whether there was anything to end."""
-    kind, place = _where("auto", home)
+    """End *home*'s broker with everything it left, and return whether there was anything to end.
+
+    Args:
+        home: The bench directory, whatever LABKIT_BROKER says; None means LABKIT_BROKER's, or the project's.
+    """
+    kind, place = ("auto", home) if home is not None else _where("auto", None)
     if "://" in kind or not place.is_dir():
         return False
     return discard(place)

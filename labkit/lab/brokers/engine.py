@@ -49,6 +49,8 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
             # from_env() does not know docker's contexts (docker-py issue 3146), and Docker Desktop's
             # socket is named by nothing else.
             context = docker.context.ContextAPI.get_current_context()
+            if context is None:
+                raise NoEngine("docker's current context does not exist: `docker context ls` shows which do")
             asked = context.Host or asked
             _knock(asked)
             client = docker.DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=timeout)
@@ -66,7 +68,7 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
 
 def engine_version() -> str | None:
     """Return the version of the engine that answers, or None; at most 3 s."""
-    with contextlib.suppress(BrokerError), connected(timeout=3.0) as client:
+    with contextlib.suppress(BrokerError, *ENGINE_ERRORS), connected(timeout=3.0) as client:
         return str(client.version()["Version"])
     return None
 
@@ -98,16 +100,18 @@ def compose_command() -> list[str]:
     raise BrokerError("a container engine answers, but there is neither `docker compose` nor `docker-compose`")
 
 
-def available_image(image: str | None, say: Callable[[str], None]) -> str:
+def available_image(image: str | None, say: Callable[[str], None], *, may_pull: bool = True) -> str:
     """Return an image that is here: *image*, else the official one, else our stand-in, else the official one pulled.
 
     Raises:
-        BrokerError: it is not here and could not be pulled in time.
+        BrokerError: it is not here, and could not be pulled in time or was not to be pulled.
     """
     with connected(timeout=PULL_SILENCE) as client:
         for name in [image] if image else [OFFICIAL, STANDIN]:
             if _has(client, name):
                 return name
+        if not may_pull:
+            raise BrokerError(f"{image or OFFICIAL} is not here: `labkit up` pulls it")
         pull(client, image or OFFICIAL, say)
     return image or OFFICIAL
 
