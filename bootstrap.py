@@ -168,17 +168,26 @@ def apt(packages, why):
         return False
     if not agreed("%s: install %s with apt-get%s? [y/N]" % (why, ", ".join(packages), " (sudo)" if sudo else "")):
         return False
-    # policy-rc.d is Debian's own way to install a server package without starting its system service. The script is
-    # put there only for the call, and only where the machine has none.
-    policy = pathlib.Path("/usr/sbin/policy-rc.d")
+    return subprocess.call(sudo + ["sh", "-c", apt_script(packages)]) == 0
+
+
+def apt_script(packages, policy="/usr/sbin/policy-rc.d"):
+    """What a root shell runs: install, and leave no service that starts by itself, now or at the next boot."""
     install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends " + " ".join(packages)
-    guard = (
-        ""
-        if policy.exists()
-        else "printf '#!/bin/sh\\nexit 101\\n' >%s; chmod +x %s; trap 'rm -f %s' EXIT; " % ((policy,) * 3)
-    )
-    script = "%s%s >/dev/null || { apt-get update -qq && %s >/dev/null; }" % (guard, install, install)
-    return subprocess.call(sudo + ["sh", "-c", script]) == 0
+    lines = []
+    if not pathlib.Path(policy).exists():
+        # policy-rc.d is Debian's own way to install a server package without starting its service. It is there only for
+        # the call, and only where the machine has none. The traps on signals: dash runs none on EXIT after a Ctrl-C,
+        # and a policy-rc.d left behind would keep every later service of this machine from starting.
+        lines += [
+            "trap 'rm -f %s' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM HUP" % policy,
+            "printf '#!/bin/sh\\nexit 101\\n' >%s; chmod +x %s" % (policy, policy),
+        ]
+    lines.append("%s >/dev/null || { apt-get update -qq && %s >/dev/null; } || exit 1" % (install, install))
+    for name in packages:
+        if name.endswith("-server"):
+            lines.append("! command -v systemctl >/dev/null || systemctl disable -q %s 2>/dev/null || true" % name)
+    return "\n".join(lines)
 
 
 # --- Python packages ------------------------------------------------------------------------------------------------
@@ -243,7 +252,10 @@ def have_broker():
 
 
 def broker_possible():
-    return can_run(PYTHON, "import sys; from labkit.lab.brokers import is_possible; sys.exit(not is_possible())")
+    # It may pull the broker's image, and says how far it is.
+    code = "import functools, sys; from labkit.lab.brokers import is_possible\n"
+    code += "sys.exit(not is_possible(functools.partial(print, flush=True)))"
+    return subprocess.call([str(PYTHON), "-c", code], cwd=str(ROOT)) == 0
 
 
 def labkit(*arguments):

@@ -1,10 +1,15 @@
 """bootstrap.py before anything is installed: what it says, and what it refuses."""
 
 import ast
+import contextlib
 import importlib.util
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 from types import ModuleType
 
@@ -110,3 +115,182 @@ def test_at_a_terminal_a_no_installs_nothing(bootstrap, monkeypatch):
     monkeypatch.setattr(bootstrap.subprocess, "call", lambda *a, **k: pytest.fail("something was run"))
     monkeypatch.setattr(bootstrap, "is_root", lambda: True)
     assert bootstrap.apt(["rabbitmq-server"], "broker: none here") is False
+
+
+# --- an apt install starts no system broker --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def debian(tmp_path):
+    """A folder of commands that stand for Debian's, a log of what they were asked, and where the guard would lie."""
+    if os.name != "posix":
+        pytest.skip("apt-get is Debian's")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    policy = tmp_path / "policy-rc.d"
+    log = tmp_path / "log"
+    # What a package's postinst does: it asks the policy before it starts its service.
+    (commands / "apt-get").write_text(
+        f'#!/bin/sh\necho "apt-get $*" >>{log}\n'
+        f'if [ -x {policy} ]; then {policy} rabbitmq-server start; echo "policy says $?" >>{log};\n'
+        f"else echo 'the service starts' >>{log}; fi\n"
+        'case "$1 $FAIL" in "install yes") exit 100;; esac\n'
+        '[ -z "$HANG" ] || exec sleep 60\n'
+    )
+    (commands / "systemctl").write_text(f'#!/bin/sh\necho "systemctl $*" >>{log}\n')
+    for command in commands.iterdir():
+        command.chmod(0o755)
+
+    started = []
+
+    def run(script, **environment):
+        path = f"{commands}{os.pathsep}{os.environ['PATH']}"
+        process = subprocess.Popen(
+            ["sh", "-c", script], env={"PATH": path, **environment}, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    log.touch()
+    yield types.SimpleNamespace(policy=policy, run=run, said=lambda: log.read_text().splitlines())
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def test_an_install_starts_no_service_now_or_at_the_next_boot(bootstrap, debian):
+    script = bootstrap.apt_script(["rabbitmq-server"], debian.policy)
+    assert debian.run(script).wait(30) == 0
+    install, asked, disabled = debian.said()
+    assert install == "apt-get install -y -qq --no-install-recommends rabbitmq-server"
+    assert asked == "policy says 101"  # "action forbidden by policy"
+    assert disabled == "systemctl disable -q rabbitmq-server"
+    assert not debian.policy.exists()
+
+
+def test_a_failed_install_refreshes_the_lists_once_is_reported_and_leaves_no_guard(bootstrap, debian):
+    assert debian.run(bootstrap.apt_script(["mmdebstrap"], debian.policy), FAIL="yes").wait(30) != 0
+    verbs = [line.split()[1] for line in debian.said() if line.startswith("apt-get")]
+    assert verbs == ["install", "update", "install"]
+    assert "the service starts" not in debian.said()
+    assert not debian.policy.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_install_leaves_no_guard_behind(bootstrap, debian, number):
+    process = debian.run(bootstrap.apt_script(["rabbitmq-server"], debian.policy), HANG="yes")
+    deadline = time.monotonic() + 30
+    while not debian.policy.exists() or "policy says 101" not in debian.said():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        # Again and again, as a person would: the shell that stands for apt-get may miss one while it forks.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    assert process.returncode != 0
+    assert not debian.policy.exists()
+
+
+def test_a_guard_that_the_machine_has_already_is_used_and_stays(bootstrap, debian):
+    debian.policy.write_text("#!/bin/sh\nexit 101\n")
+    debian.policy.chmod(0o755)
+    assert debian.run(bootstrap.apt_script(["rabbitmq-server"], debian.policy)).wait(30) == 0
+    assert "policy says 101" in debian.said()
+    assert debian.policy.exists()
+
+
+def test_an_ordinary_user_without_sudo_installs_nothing(bootstrap, monkeypatch):
+    monkeypatch.setattr(bootstrap, "is_root", lambda: False)
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: "/usr/bin/apt-get" if name == "apt-get" else None)
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda *a, **k: pytest.fail("something was run"))
+    assert bootstrap.apt(["rabbitmq-server"], "broker: none here") is False
+
+
+def test_without_a_terminal_sudo_is_used_only_where_it_asks_for_no_password(bootstrap, monkeypatch):
+    ran = []
+    monkeypatch.setattr(bootstrap, "is_root", lambda: False)
+    monkeypatch.setattr(bootstrap, "asks", lambda: False)
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda words, **k: ran.append(words) or 1)
+    assert bootstrap.apt(["rabbitmq-server"], "broker: none here") is False
+    assert ran == [["sudo", "-n", "true"]]
+
+
+# --- the rest of the set-up ------------------------------------------------------------------------------------------
+
+
+def test_make_and_windows_name_the_same_commands(bootstrap):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(makefile.partition(".PHONY:")[2].partition("\n")[0].split())
+    assert targets == set(bootstrap.COMMANDS)
+    recipes = [line for line in makefile.splitlines() if line.startswith("\t")]
+    assert recipes
+    assert all(line.startswith("\t@$(PYTHON) bootstrap.py ") for line in recipes)
+
+
+def test_every_stage_runs_and_one_failure_is_the_result(bootstrap, capfd):
+    stages = [("first", [sys.executable, "-c", "raise SystemExit(3)"]), ("second", [sys.executable, "-c", ""])]
+    assert bootstrap.run_stages(stages) == 1
+    assert bootstrap.run_stages(stages[1:]) == 0
+    said = capfd.readouterr().out
+    assert "FAILED (exit code 3)" in said
+    assert said.count("=== second") == 2
+
+
+def test_a_second_run_installs_nothing_and_asks_no_network(bootstrap, monkeypatch, tmp_path):
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    (tmp_path / "stamp").write_text(bootstrap.fingerprint())
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda *a, **k: pytest.fail("something was run"))
+    bootstrap.make_venv()
+
+
+@pytest.mark.parametrize("step", ["venv", "pip"])
+def test_a_set_up_that_cannot_go_on_ends_with_one_sentence(bootstrap, monkeypatch, tmp_path, step):
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / "venv")
+    monkeypatch.setattr(bootstrap, "PYTHON", tmp_path / "venv" / "python")
+    monkeypatch.setattr(bootstrap, "can_run", lambda *_: True)
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda words, **k: int(step in words))
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.make_venv()
+    assert ("venv failed" if step == "venv" else "is a package index reachable?") in str(ended.value)
+    assert "\n" not in str(ended.value)
+    assert not (tmp_path / "stamp").exists()
+
+
+@pytest.mark.parametrize("system", ["debian", "fedora", "macos", "windows", "other"])
+def test_every_system_is_told_how_to_get_what_is_missing(bootstrap, monkeypatch, system):
+    monkeypatch.setattr(bootstrap, "broker_possible", lambda: False)
+    monkeypatch.setattr(bootstrap, "apt", lambda packages, why: False)
+    monkeypatch.setattr(bootstrap, "is_root", lambda: False)
+    monkeypatch.setattr(bootstrap, "system", lambda: system)
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.have_broker()
+    assert bootstrap.GET_BROKER[system] in str(ended.value)
+    assert "LABKIT_BROKER=amqp://" in str(ended.value)
+    assert bootstrap.GET_PYTHON[system]
+
+
+def test_preflight_says_each_finding_in_a_line_of_its_own(bootstrap, monkeypatch, capsys):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(bootstrap, "taken", lambda port: port == 15672)
+    monkeypatch.setattr(bootstrap.platform, "release", lambda: "5.15.90.1-microsoft-standard-WSL2")
+    monkeypatch.setattr(bootstrap.sys, "platform", "linux")
+    bootstrap.preflight("lab")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["labkit", "wsl", "port 15672", "browser"]
+
+
+def test_a_port_is_taken_while_somebody_listens_and_free_afterwards(bootstrap):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert bootstrap.taken(port)
+    assert not bootstrap.taken(port)
