@@ -215,7 +215,7 @@ def test_the_check_leaves_nothing_on_the_broker(broker, brief):
         connection.consume(notebook_03.QUEUE, print, timeout=0.1)
 
 
-@pytest.mark.parametrize("heartbeat", [13, 15, 20])
+@pytest.mark.parametrize("heartbeat", [17, 18, 20])
 def test_a_heartbeat_between_both_limits_passes(heartbeat):
     assert judged("03.2", BrokerSettings(heartbeat=heartbeat)).passed
 
@@ -223,7 +223,9 @@ def test_a_heartbeat_between_both_limits_passes(heartbeat):
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (BrokerSettings(heartbeat=12), "two heartbeats are 24 s"),
+        (BrokerSettings(heartbeat=12), "two heartbeats are 24 s: the broker may close"),
+        (BrokerSettings(heartbeat=13), "31.5 s of silence are too many"),
+        (BrokerSettings(heartbeat=16), "33 s of silence are too many"),
         (BrokerSettings(heartbeat=21), "three heartbeats are 63 s"),
         (BrokerSettings(heartbeat=60), "three heartbeats are 180 s"),
         (BrokerSettings(heartbeat=0), "never noticed"),

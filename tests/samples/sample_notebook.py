@@ -65,7 +65,7 @@ def whole() -> Any:
             code('lab.compare("90.a", count)', printed("observed: 1\nyour prediction: none yet\n")),
             code("def double(number):\n    return number", tags=("exercise",)),
             code('lab.check("90.1", double)', printed("NOT YET: what is twice four?\n"), tags=("check",)),
-            code("def double(number):\n    return 2 * number", tags=("solution",), hidden=True),
+            code("# A solution.\ndef double(number):\n    return 2 * number", tags=("solution",), hidden=True),
             code('lab.check("90.1", double)', printed("PASS: twice four is eight\n"), tags=("check",)),
             new_markdown_cell("## Recap\n\nThree lines.\n\n## Glossary\n\n**link**: a connection."),
             code("lab.close()", printed("nothing left open\n")),
@@ -92,7 +92,7 @@ def runnable() -> Any:
             code('questions.compare("90.a", 1)', printed("observed: 1\nyour prediction: none yet\n")),
             code("def double(number):\n    return number", tags=("exercise",)),
             code('exercises.check("90.1", double)', printed("NOT YET: what is twice four?\n"), tags=("check",)),
-            code("def double(number):\n    return 2 * number", tags=("solution",), hidden=True),
+            code("# A solution.\ndef double(number):\n    return 2 * number", tags=("solution",), hidden=True),
             code('exercises.check("90.1", double)', printed("PASS: twice four is eight\n"), tags=("check",)),
         ]
     )

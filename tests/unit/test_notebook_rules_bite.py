@@ -61,6 +61,14 @@ def output(index: int, *outputs: Any) -> Change:
     return change
 
 
+def recall(text: str) -> Change:
+    def change(notebook: Any) -> None:
+        notebook.cells[4].source = text
+        notebook.cells[4].metadata["tags"] = ["recall"]
+
+    return change
+
+
 def tag(index: int, *tags: str) -> Change:
     def change(notebook: Any) -> None:
         notebook.cells[index].metadata["tags"] = list(tags)
@@ -187,6 +195,8 @@ MUTATIONS: list[tuple[str, Change]] = [
     ("checks_say_both", source(5, 'lab.check("90.1", None)')),
     ("solutions_are_collapsed", expanded_solution),
     ("solutions_are_collapsed", collapsed_stub),
+    ("collapsed_cells_tell_nothing", source(9, "def double(number):\n    return 2 * number")),
+    ("collapsed_cells_tell_nothing", recall('lab.ask("90.r1", "Which?", ["0", "1"], right="1")')),
     ("every_cell_was_run", unrun),
     ("every_cell_was_run", run_out_of_order),
     ("no_swallowed_error", output(5, printed("UsageError: Line magic function `%x` not found.\n"))),

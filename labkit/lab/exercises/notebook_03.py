@@ -241,6 +241,11 @@ def _heartbeat(answer: object) -> str:
         raise NotYet(
             f"two heartbeats are {2 * heartbeat} s: the broker may close the link during a call of {LONGEST_CALL} s"
         )
+    if 2 * heartbeat <= LONGEST_CALL + heartbeat / 2:
+        raise NotYet(
+            f"two heartbeats are {2 * heartbeat} s, and the broker counts from the last one it heard, up to "
+            f"{heartbeat / 2:g} s before the call: {LONGEST_CALL + heartbeat / 2:g} s of silence are too many"
+        )
     if 3 * heartbeat > NOTICED:
         raise NotYet(
             f"three heartbeats are {3 * heartbeat} s: a dead worker keeps its orders for longer than {NOTICED} s"
@@ -265,8 +270,8 @@ EXERCISES = (
         _heartbeat,
         hints=(
             "After how many heartbeats of silence may the broker close? After how many does it close at the latest?",
-            "Two heartbeats must be longer than the call: what is the smallest whole number?",
-            "Three heartbeats must not be longer than a minute: what is the largest? All between are right.",
+            "Two heartbeats must be longer than the silence: the call, and half a heartbeat before it.",
+            "Three heartbeats must not be longer than a minute: what is the largest? It need not be the largest.",
         ),
     ),
 )

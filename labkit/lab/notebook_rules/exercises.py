@@ -59,6 +59,19 @@ def solutions_are_collapsed(sheet: Sheet) -> Iterator[str]:
             yield f"{place}: " + ("is collapsed and no solution" if hidden else "a solution that is not collapsed")
 
 
+def collapsed_cells_tell_nothing(sheet: Sheet) -> Iterator[str]:
+    """The first line of a solution is a comment, and that of a recall question does not hold the answer.
+
+    JupyterLab shows the first line of a collapsed cell beside three dots.
+    """
+    for place in sheet.code:
+        first = place.source.partition("\n")[0]
+        if "solution" in place.tags and not first.startswith("# "):
+            yield f"{place}: a collapsed solution still shows its first line; make that a comment that says nothing"
+        if "recall" in place.tags and ("right=" in first or "why=" in first):
+            yield f"{place}: a collapsed question still shows its first line, and this one holds the answer"
+
+
 def _known(name: str, sheet: Sheet) -> Iterator[str]:
     if not name.startswith(f"{sheet.number}."):
         yield f"the exercise {name!r} does not begin with '{sheet.number}.'"
@@ -77,4 +90,4 @@ def _length_of_exercise(following: list[str]) -> int:
     return length
 
 
-RULES = (exercise_order, checks_say_both, solutions_are_collapsed)
+RULES = (exercise_order, checks_say_both, solutions_are_collapsed, collapsed_cells_tell_nothing)
