@@ -3,20 +3,31 @@
 import contextlib
 
 import pika
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from labkit.lab.checks import Exercise, NotYet
+from labkit.lab.checks import Exercise, NotYet, describe
 from labkit.settings import BrokerSettings
+
+VIRTUAL_HOST = "lab-00"
+PLANTED = "tickets"
 
 
 def _repaired(answer: object) -> str:
     if not isinstance(answer, BrokerSettings):
         raise NotYet(f"answer should be settings, made with planted.replace(...); it is {type(answer).__name__} now")
-    if answer.virtual_host == "tickets":
+    if answer.virtual_host == PLANTED:
         raise NotYet("the virtual host is still the wrong one: which field does the error name?")
-    with contextlib.closing(pika.BlockingConnection(answer.to_pika())) as connection:
-        if answer.virtual_host != "lab-00":
+    try:
+        connection = pika.BlockingConnection(answer.to_pika())
+    except AMQPError as error:
+        raise NotYet(f"your copy cannot connect either, {describe(error)}. One word of planted was wrong") from None
+    with contextlib.closing(connection):
+        if answer.virtual_host != VIRTUAL_HOST:
             raise NotYet(f"it connects, but to {answer.virtual_host!r}, where the queue orders is not")
-        found = connection.channel().queue_declare("orders", passive=True).method.message_count
+        try:
+            found = connection.channel().queue_declare("orders", passive=True).method.message_count
+        except ChannelClosedByBroker:
+            raise NotYet("it connects, but nobody has made the queue orders yet: run the cells above first") from None
     return f"connected, and the queue orders is there with {found} messages"
 
 
