@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import ConfigurationError, LabkitError
 from labkit.events import Timeline
@@ -16,6 +16,9 @@ from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
 from labkit.lab.wire import Proxy
 from labkit.settings import BrokerSettings
+
+if TYPE_CHECKING:
+    from labkit.lab.boards.fault_panel_view import FaultPanelView
 
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
 SETTLE = 3.0  # seconds the broker may take to forget a connection that was closed a moment ago
@@ -45,6 +48,7 @@ class Lab:
         self._own_broker = own_broker
         self._broker: brokers.Broker | None = None
         self._proxies: list[Proxy] = []
+        self._boards: dict[Proxy, FaultPanelView] = {}  # one a proxy: a cell that runs again shows the same state
         self._exits = contextlib.ExitStack()
         _silence_pika()
         self._exercises = Exercises(id)
@@ -85,6 +89,20 @@ class Lab:
         proxy.open()
         self._proxies.append(proxy)
         return proxy
+
+    def board(self) -> "FaultPanelView":
+        """Buttons and sliders that break the newest open proxy of this lab, or a new one: one panel a proxy.
+
+        Its ``panel`` has the same verbs for readers without widgets: ``lab.board().panel.switch_on("Stall")``.
+        """
+        # Here: a lab must be usable, and testable, where ipywidgets is not installed.
+        from labkit.lab.boards.fault_panel import FaultPanel
+        from labkit.lab.boards.fault_panel_view import FaultPanelView
+
+        proxy = next((proxy for proxy in reversed(self._proxies) if proxy.is_open), None) or self.proxy()
+        if proxy not in self._boards:
+            self._boards[proxy] = FaultPanelView(FaultPanel(proxy))
+        return self._boards[proxy]
 
     def doctor(self) -> doctor.Report:
         """What is installed and what answers; its text names no version, so that it is the same everywhere."""
@@ -152,7 +170,8 @@ class Lab:
     def _release(self) -> None:
         _open_labs.pop(self.id, None)
         broker, self._broker = self._broker, None
-        steps: list[Callable[[], object]] = [proxy.close for proxy in self._proxies]
+        steps: list[Callable[[], object]] = [board.panel.all_off for board in self._boards.values()]
+        steps += [proxy.close for proxy in self._proxies]
         if broker is not None:
             steps += [
                 broker.resume,
@@ -160,7 +179,7 @@ class Lab:
                 lambda: broker.delete_vhost(self.virtual_host),
             ]
         steps.append(self._exits.close)
-        self._proxies = []
+        self._proxies, self._boards = [], {}
         for step in steps:
             with contextlib.suppress(LabkitError):  # each step is tried: a broker that is gone must not keep the rest
                 step()

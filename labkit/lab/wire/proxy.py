@@ -36,7 +36,13 @@ class ActiveFault:
         self._directions = check_fault(faults, directions, start, readable=readable)
         self._proxy, self._faults, self._start = proxy, faults, start
         self._key: int | None = None
+        self._engine: Engine | None = None
         self._links: set[int] = set()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has begun and not ended; closing the proxy ends it."""
+        return self._key is not None and self._engine is self._proxy._engine
 
     @property
     def links(self) -> int:
@@ -45,17 +51,17 @@ class ActiveFault:
 
     def begin(self) -> None:
         """Put the faults on every link of the proxy, and on those still to come."""
-        if self._key is not None:
+        if self.is_active:
             return
+        engine = self._engine = self._proxy._running()
         key = self._key = next(_keys)
-        engine = self._proxy._running()
         engine.call(lambda: engine.arm(key, self._faults, self._directions, self._start, self._links.add))
         engine.settle()
 
     def end(self) -> None:
         """Take them away again; what they held back passes. Harmless when the proxy is closed."""
         key, self._key = self._key, None
-        engine = self._proxy._engine
+        engine, self._engine = self._engine, None
         if key is not None and engine is not None:
             with contextlib.suppress(EngineClosedError):  # closing took the fault away
                 engine.call(lambda: engine.disarm(key))
@@ -79,7 +85,7 @@ class ActiveFault:
         self.end()
 
     def __repr__(self) -> str:
-        return f"<fault {', '.join(map(repr, self._faults))} ({'over' if self._key is None else 'active'})>"
+        return f"<fault {', '.join(map(repr, self._faults))} ({'active' if self.is_active else 'over'})>"
 
 
 class Proxy:
