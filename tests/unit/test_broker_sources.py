@@ -39,5 +39,5 @@ def test_on_a_normal_system_mounts_are_private(unshare):
 
 def test_a_system_that_allows_no_namespace_is_said_to(unshare):
     unshare('echo "Operation not permitted" >&2; exit 1')
-    with pytest.raises(BrokerError, match="does not let this user run a root directory .Operation not permitted"):
+    with pytest.raises(BrokerError, match=r"does not let this user run a root directory .Operation not permitted"):
         sources.namespace()
