@@ -14,7 +14,7 @@ from pika.adapters.utils import connection_workflow as workflow
 
 from labkit import errors
 from labkit.errors import Kind, classify
-from labkit.verdicts import reply_code, root_cause
+from labkit.verdicts import PEER_GONE, reply_code, root_cause
 
 CLIENT, BROKER, NETWORK, NOBODY = "client", "broker", "network", "nobody"
 
@@ -160,6 +160,8 @@ def _words(cause: BaseException) -> str:
 
 
 def _by_type(cause: BaseException) -> tuple[str, str]:
+    if isinstance(cause, ValueError) and PEER_GONE in str(cause):
+        return "the other side hung up as soon as it had accepted", NETWORK
     for cls, what, closed_by in _TYPES:
         if isinstance(cause, cls):
             return what, closed_by

@@ -131,6 +131,7 @@ def run_pytest(project: Path, *options: str, **environment: str) -> subprocess.C
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
         "LABKIT_BROKER": "amqp://nobody.invalid",
+        "LABKIT_REQUIRE": "",  # what CI insists on is not what these tests are about
         **environment,
     }
     return subprocess.run(

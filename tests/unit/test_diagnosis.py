@@ -56,6 +56,12 @@ def test_every_pika_error_has_a_text_without_numbers_of_this_machine(error):
     assert not re.search(r"\d{4,}|0x", str(told).replace("0-9-1", ""))
 
 
+def test_a_peer_that_hangs_up_at_once_is_the_networks_doing_and_worth_a_retry():
+    error = ValueError("Expected connected socket, but getpeername() failed: error=OSError(107, 'not connected')")
+    told = explain(error)
+    assert (told.closed_by, told.kind.value) == ("network", "transient")
+
+
 def test_the_cause_of_our_own_error_is_what_is_explained():
     error = ConnectError("nothing worked")
     error.__cause__ = ConnectionRefusedError(111, "Connection refused")
