@@ -127,6 +127,15 @@ def test_an_alarm_blocks_publishers_and_is_gone_after_the_block(node: Broker) ->
     connection.close()
 
 
+def test_a_publisher_that_an_alarm_blocks_gives_up_after_its_blocked_connection_timeout(node: Broker) -> None:
+    connection = connect(node.vhost("impatient").replace(blocked_connection_timeout=1.0))
+    channel = connection.channel()
+    with node.alarm():
+        channel.basic_publish("", "nowhere", b"x")
+        with pytest.raises(pika.exceptions.ConnectionBlockedTimeout):
+            connection.sleep(15)
+
+
 def test_an_alarm_that_somebody_left_on_is_not_taken_for_the_normal_state(node: Broker) -> None:
     normal = watermark(node)
     node.ctl("set_vm_memory_high_watermark", "0")
