@@ -108,7 +108,7 @@ class FaultPanel(traitlets.HasTraits):
     def __init__(self, proxy: Proxy) -> None:
         super().__init__(amounts={s.name: s.amount.at_first for s in SWITCHES.values() if s.amount is not None})
         self.proxy = proxy
-        # JupyterLab lets clicks through while a cell runs; the kernel then has them in a thread of their own.
+        # A front end with subshells may run a click in a thread of its own, beside the cell that is running.
         self._lock = threading.RLock()
         self._active: dict[str, ActiveFault] = {}
 

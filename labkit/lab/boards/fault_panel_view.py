@@ -9,6 +9,7 @@ import ipywidgets as widgets
 from labkit.lab.boards.fault_panel import DIRECTIONS, SWITCHES, FaultPanel, Switch
 
 NAME_WIDTH = "10em"
+MARK_WIDTH = "2.5em"
 SAYS_WIDTH = "17em"
 
 
@@ -28,6 +29,8 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
             style=widgets.ToggleButtonsStyle(button_width="auto"),
         )
         self.toggles = {name: _toggle(switch) for name, switch in SWITCHES.items()}
+        # A word of its own, not the button's icon: a screen reader would read the glyph as part of the name.
+        self.marks = {name: widgets.Label(layout=widgets.Layout(width=MARK_WIDTH)) for name in SWITCHES}
         self.sliders = {name: slider for name, switch in SWITCHES.items() if (slider := _slider(switch)) is not None}
         self.note = widgets.HTML()
         super().__init__(children=(self._once(), self.directions, *map(self._row, SWITCHES), self.note))
@@ -37,15 +40,17 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
 
     def _once(self) -> widgets.HBox:
         """Return the buttons for what happens once, at the moment of the click."""
-        self.cut = widgets.Button(description="Cut", tooltip="End every open link: end of file", icon="scissors")
-        self.reset = widgets.Button(description="Reset", tooltip="End every open link: TCP reset", icon="bolt")
+        self.cut = widgets.Button(description="Cut", tooltip="End every open link: end of file")
+        self.reset = widgets.Button(description="Reset", tooltip="End every open link: TCP reset")
         self.all_off = widgets.Button(description="All off", tooltip="End every fault; what was held back passes")
         return widgets.HBox((self.cut, self.reset, self.all_off))
 
     def _row(self, name: str) -> widgets.HBox:
         says = widgets.HTML(html.escape(SWITCHES[name].says), layout=widgets.Layout(width=SAYS_WIDTH))
         slider = (self.sliders[name],) if name in self.sliders else ()
-        return widgets.HBox((self.toggles[name], says, *slider), layout=widgets.Layout(align_items="center"))
+        return widgets.HBox(
+            (self.toggles[name], self.marks[name], says, *slider), layout=widgets.Layout(align_items="center")
+        )
 
     def _listen(self) -> None:
         panel = self.panel
@@ -79,7 +84,7 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
         panel = self.panel
         for name, toggle in self.toggles.items():
             toggle.value = name in panel.on
-            toggle.icon = "check" if toggle.value else ""  # a state is never shown by colour alone
+            self.marks[name].value = "on" if toggle.value else "off"  # a state is never shown by colour alone
         for name, slider in self.sliders.items():
             slider.value = panel.amounts[name]
         self.directions.value = panel.direction
