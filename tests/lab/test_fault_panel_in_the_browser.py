@@ -1,0 +1,150 @@
+"""The fault panel and the conversation in a real JupyterLab in a real Chromium: a click, and what it does to Pika."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Locator, expect
+
+from labkit.lab.notebook_file import write
+from labkit.lab.server import NotebookServer
+from tests.lab import jupyter_page
+from tests.lab.jupyter_page import TIMEOUT, NotebookPage
+
+PICTURES = Path(__file__).parents[2] / ".lab" / "pictures"
+NAME = "break-it.ipynb"
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+
+SETUP = """\
+import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
+from pika.exceptions import AMQPError
+from labkit.lab import Lab
+
+lab = Lab("panel")"""
+CONNECT = "connection = pika.BlockingConnection(proxy.settings().to_pika())\nchannel = connection.channel()"
+PUBLISH = """\
+try:
+    channel.basic_publish("", queue, b"one more")
+    print("confirmed")
+except AMQPError as error:
+    print("publish:", type(error).__name__)"""
+RECONNECT = """\
+try:
+    pika.BlockingConnection(proxy.settings(stack_timeout=1.0).to_pika()).close()
+    print("reached the broker")
+except (AMQPError, AMQPConnectorStackTimeout) as error:
+    print("connect:", type(error).__name__)"""
+FRAMES = ("Connection.StartOk", "Queue.DeclareOk", "Confirm.Select", "Basic.Publish", "Basic.Ack")
+CELLS = (
+    SETUP,
+    f"proxy = lab.proxy()\n{CONNECT}",
+    'queue = channel.queue_declare("jobs").method.queue\nchannel.confirm_delivery()',
+    'channel.basic_publish("", queue, b"resize picture 7")\nproxy.conversation()',
+    "lab.board()",
+    PUBLISH,
+    RECONNECT,
+    "proxy.close()",
+    "lab.close()",
+)
+
+pytestmark = [pytest.mark.browser, pytest.mark.broker, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(broker, tmp_path_factory) -> Iterator[NotebookServer]:
+    """JupyterLab on one notebook, whose kernel uses the test bench."""
+    project = tmp_path_factory.mktemp("panel")
+    (project / "work").mkdir()
+    write(new_notebook(cells=[new_code_cell(cell) for cell in CELLS], metadata=KERNEL), project / "work" / NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        if broker.home is not None:
+            patch.setenv("LABKIT_BROKER", str(broker.home))
+        server = NotebookServer(project / "work", project)
+        server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def page(server) -> Iterator[NotebookPage]:
+    """The notebook with the conversation drawn and the panel shown; nothing is broken yet."""
+    with jupyter_page.page_of(server, NAME) as page:
+        page.run_above(PUBLISH.splitlines()[1].strip())
+        yield page
+        assert page.error_outputs() == []
+        assert page.errors == []
+
+
+def panel_of(page: NotebookPage) -> Locator:
+    return page.notebook.locator(".jp-OutputArea-output", has=page.page.get_by_role("button", name="DropHeartbeats"))
+
+
+def click(page: NotebookPage, name: str) -> None:
+    panel = panel_of(page)
+    panel.scroll_into_view_if_needed(timeout=TIMEOUT)
+    panel.get_by_role("button", name=name, exact=True).click(timeout=TIMEOUT)
+
+
+def is_pressed(page: NotebookPage, name: str, yes: bool) -> None:
+    button = panel_of(page).get_by_role("button", name=name, exact=True)
+    expect(button).to_have_class(re.compile("mod-active") if yes else re.compile("^(?!.*mod-active)"), timeout=TIMEOUT)
+    row = panel_of(page).locator(".widget-hbox", has=page.page.get_by_role("button", name=name, exact=True))
+    expect(row.locator(".widget-label").first).to_have_text("on" if yes else "off", timeout=TIMEOUT)
+
+
+def said(page: NotebookPage, text: str) -> None:
+    expect(panel_of(page).get_by_role("status")).to_have_text(text, timeout=TIMEOUT)
+
+
+def printed(page: NotebookPage, source: str, text: str) -> None:
+    cell = page.notebook.locator(".jp-CodeCell", has_text=source).first
+    expect(cell.locator(".jp-OutputArea-output").last).to_contain_text(text, timeout=TIMEOUT)
+
+
+def test_a_click_on_cut_costs_the_next_publish_its_connection(page):
+    said(page, "Everything passes.")
+    page.run_cell("one more")
+    printed(page, "one more", "confirmed")
+    click(page, "Cut")
+    said(page, "Cut: 1 link ended.")
+    page.run_cell("one more")
+    printed(page, "one more", "publish: StreamLostError")
+    page.screenshot(PICTURES / "fault-panel-cut.png")
+
+
+def test_a_stall_lasts_from_one_click_to_the_next(page):
+    click(page, "Stall")
+    said(page, "Stall is on, both directions.")
+    is_pressed(page, "Stall", True)
+    page.run_cell("reached the broker")
+    printed(page, "reached the broker", "connect: AMQPConnectorStackTimeout")
+    panel_of(page).screenshot(path=PICTURES / "fault-panel.png")
+    click(page, "Stall")
+    said(page, "Stall is off. Everything passes.")
+    page.run_cell("reached the broker")
+    printed(page, "reached the broker", "reached the broker")
+
+
+def test_an_error_is_shown_in_the_panel(page):
+    page.run_cell("proxy.close()")
+    click(page, "Refuse")
+    expect(panel_of(page).get_by_role("status")).to_contain_text("Not done.", timeout=TIMEOUT)
+    expect(panel_of(page).get_by_role("status")).to_contain_text("the proxy is not open", timeout=TIMEOUT)
+    is_pressed(page, "Refuse", False)
+
+
+def test_the_conversation_is_drawn_with_its_title(page):
+    # JupyterLab shows an SVG as an image: what is in it is asserted where it is made, here that it is drawn.
+    picture = page.notebook.locator(".jp-RenderedSVG img")
+    picture.scroll_into_view_if_needed(timeout=TIMEOUT)
+    source = unquote(picture.get_attribute("src"))
+    assert "<title>Conversation of a client and a broker" in source
+    assert [name for name in FRAMES if f">{name}</text>" not in source] == []
+    width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert (width > 0, height > 0) == (True, True)
+    assert picture.bounding_box()["width"] > 400
+    picture.screenshot(path=PICTURES / "conversation.png")
