@@ -247,6 +247,38 @@ def tcp_table(value: Any) -> FrozenMapping:
     return options
 
 
+def checked_number(name: str, value: Any, maximum: float = 10.0**9, *, whole: bool = False) -> Any:
+    """Return *value*, an argument of a call, if it is a number from 0 to *maximum*.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    kind = int if whole else int | float
+    if isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= maximum:
+        return value
+    allowed = f"a whole number from 0 to {maximum}" if whole else "seconds, 0 or more"
+    raise ConfigurationError(
+        f"{name}: {show(value)} is not allowed; allowed: {allowed}", field=name, value=value, allowed=allowed
+    )
+
+
+def checked_name(name: str, value: Any) -> str:
+    """Return *value*, an argument of a call, if AMQP can carry it as a name: text of 1 to 255 bytes.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    problem = "" if isinstance(value, str) else f"a {type(value).__name__} is not text"
+    try:
+        short_string(value)
+    except ValueError as exc:
+        problem = str(exc)
+    if problem:
+        allowed = f"text of 1 to {SHORT_STRING_MAX} bytes"
+        raise ConfigurationError(f"{name}: {problem}; allowed: {allowed}", field=name, value=value, allowed=allowed)
+    return str(value)
+
+
 def _check_table(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
