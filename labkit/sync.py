@@ -17,12 +17,13 @@ import pika
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
-from labkit.errors import ChannelLost, LabkitError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
-from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled, Event, Listener, MessageReturned
+from labkit.errors import ChannelLost, LeaseError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
+from labkit.events import ConsumerCancelled, Listener, MessageReturned
 from labkit.factory import ConnectionFactory
-from labkit.owned import CALL_TIMEOUT, OwnedConnection, channel_lost
+from labkit.owned import CALL_TIMEOUT, CLOSE_TIMEOUT, OwnedConnection, channel_lost
 from labkit.settings import BrokerSettings
 from labkit.topology import Message
+from labkit.validation import checked_name, checked_number
 
 LOGGER = logging.getLogger(__name__)
 PUMP_STEP = 1.0  # seconds; consume() looks up this often even if the broker is silent
@@ -31,7 +32,7 @@ Callback = Callable[[BlockingChannel, Any, pika.BasicProperties, bytes], object]
 
 
 class SyncConnection:
-    """One connection and one channel, for one thread: the one that called :meth:`open`.
+    """One connection, with a channel of yours and one for :meth:`consume`, for the thread that called :meth:`open`.
 
     The others may call :meth:`stop` and :meth:`add_callback_threadsafe` only; anything else is a ``LeaseError``.
     It does not reconnect: after ``NotConnected``, :meth:`open` it again.
@@ -41,6 +42,9 @@ class SyncConnection:
         prefetch: How many unacknowledged messages the broker may send ahead.
         declare: Declare a missing queue, durable. False: a missing queue is an error.
         listeners: Functions that hear of every event.
+
+    Raises:
+        ConfigurationError: here, as from every method, a value that cannot be, before anything is sent.
     """
 
     def __init__(
@@ -52,14 +56,14 @@ class SyncConnection:
         listeners: Iterable[Listener] = (),
     ) -> None:
         self.settings = settings if settings is not None else BrokerSettings()
-        self.prefetch = prefetch
+        self.prefetch = checked_number("prefetch", prefetch, 65535, whole=True)
         self.declare = declare
         self._factory = ConnectionFactory(self.settings, listeners=listeners)
         self._link: OwnedConnection | None = None
         self._channel: BlockingChannel | None = None
         self._known: set[str] = set()  # queues that were there when we looked
-        self._cancelled: set[str] = set()  # consumers that the broker ended
         self._stop = threading.Event()
+        self._is_consuming = False
 
     def __repr__(self) -> str:
         return f"SyncConnection({'open' if self._link is not None and self._link.is_open else 'closed'})"
@@ -76,16 +80,21 @@ class SyncConnection:
         Raises:
             ConnectError: as :meth:`ConnectionFactory.blocking` does.
         """
-        if self._link is None or not self._link.is_open:
+        if not self.is_open:
             connection = self._factory.blocking()
             self._link = OwnedConnection(connection, self._factory.events, self.settings.connection_name)
             self._channel = None
             self._known.clear()
-        self.channel  # noqa: B018 - now, so that what is wrong with it shows now
+            try:
+                self.channel  # noqa: B018 - now, so that what is wrong with it shows now
+            except BaseException:
+                self.close()
+                raise
         return self
 
-    def close(self, *, timeout: float = 5.0) -> None:
+    def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close within *timeout* seconds: ask, then drop the socket. Twice is fine."""
+        checked_number("timeout", timeout)
         if self._link is not None:
             self._link.close(timeout=timeout)
             self._channel = None
@@ -104,17 +113,7 @@ class SyncConnection:
     @property
     def channel(self) -> BlockingChannel:
         """Pika's channel, with confirms and prefetch. Opened anew, with both, after an error has closed it."""
-        link = self._opened()
-        link.check_owner()
-        if self._channel is None or not self._channel.is_open:
-            with link.call("opening a channel") as connection:
-                channel = connection.channel()
-                channel.confirm_delivery()
-                channel.basic_qos(prefetch_count=self.prefetch)
-                channel.add_on_cancel_callback(lambda frame: self._cancelled.add(frame.method.consumer_tag))
-            self._channel = channel
-            self._emit(ChannelOpened, number=channel.channel_number)
-        return self._channel
+        return self._channel_within(CALL_TIMEOUT)
 
     def publish(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> None:
         """Put *message* into *queue*, and return when the broker has confirmed it.
@@ -126,18 +125,21 @@ class SyncConnection:
             ChannelLost, NotConnected: it was not sent; ``reason`` says what closed the channel or the link.
         """
         message = Message.of(message)
-        ends = time.monotonic() + deadline
+        checked_name("queue", queue)
+        ends = time.monotonic() + checked_number("deadline", deadline)
         link = self._opened()
         link.pump()  # finds out here, not in mid-publish, that the link is dead
         if self.declare:
-            self._find(queue, deadline)
-        channel = self.channel
+            self._find(queue, ends)
+        channel = self._channel_within(_left(ends))
         try:
-            with link.call("publish", max(0.001, ends - time.monotonic())):
+            with link.call("publish", _left(ends)):
                 channel.basic_publish("", queue, message.body, message.to_pika(), mandatory=True)
         except px.UnroutableError as exc:
             self._known.discard(queue)
-            self._emit(MessageReturned, exchange="", routing_key=queue, message_id=message.message_id)
+            name = self.settings.connection_name
+            event = MessageReturned(exchange="", routing_key=queue, message_id=message.message_id, connection=name)
+            self._factory.events.emit(event)
             raise Unroutable(f"no queue {queue!r}: the broker returned the message", routing_key=queue) from exc
         except px.NackError as exc:
             raise PublishRejected(f"the broker did not take the message for {queue!r}") from exc
@@ -149,7 +151,8 @@ class SyncConnection:
         """Call *callback* (channel, method, properties, body) with each message until :meth:`stop`.
 
         A message is acknowledged when its callback has returned: do not acknowledge it yourself. If the callback
-        raises, that message and those sent ahead go back to the queue and the exception leaves ``consume()``. With
+        raises, or Ctrl-C interrupts it, that message and those sent ahead go back to the queue and the exception
+        leaves ``consume()``: the consumer has a channel of its own, and closing that gives them back. With
         *auto_ack* the broker forgets each message as it sends it, so a crash loses all that were sent ahead.
 
         Args:
@@ -161,22 +164,42 @@ class SyncConnection:
         Raises:
             ChannelLost: the broker cancelled the consumer (queue deleted), or closed the channel.
             NotConnected: the link ended.
+            LeaseError: a callback of this connection's running ``consume()`` called it.
         """
-        self._stop.clear()
-        ends = None if timeout is None else time.monotonic() + timeout
+        checked_name("queue", queue)
+        ends = None if timeout is None else time.monotonic() + checked_number("timeout", timeout)
         link = self._opened()
-        self._find(queue, CALL_TIMEOUT)
-        channel = self.channel
+        link.check_owner()
+        if self._is_consuming:  # Pika gives no message to a loop inside a callback: it would wait for ever
+            raise LeaseError("this connection consumes already; open another one for a consumer inside a callback")
+        self._find(queue, time.monotonic() + CALL_TIMEOUT)
         work = _Work(callback, auto_ack, self._stop)
-        with link.call("consume"):
-            tag = channel.basic_consume(queue, work.do, auto_ack=auto_ack)
+        self._stop.clear()
+        self._is_consuming = True
+        channel: BlockingChannel | None = None
         try:
+            channel = link.channel(self.prefetch)
+            channel.add_on_cancel_callback(work.cancel)
+            with link.call("consume"):
+                tag = channel.basic_consume(queue, work.do, auto_ack=auto_ack)
             while link.is_open and not self._stop.is_set() and (ends is None or time.monotonic() < ends):
-                link.pump(PUMP_STEP if ends is None else max(0.0, min(PUMP_STEP, ends - time.monotonic())))
-                self._check_consumer(link, channel, tag, queue, work)
+                link.pump(PUMP_STEP if ends is None else min(PUMP_STEP, _left(ends)))
+                self._check(link, channel, queue, work)
+            if auto_ack and link.is_open:
+                with link.call("ending the consumer"):
+                    sent_ahead = channel.basic_cancel(tag)
+                for delivery in sent_ahead:  # the broker has forgotten them: finish them
+                    work.do(channel, *delivery)
         finally:
-            self._end_consumer(link, channel, tag, work)
+            self._is_consuming = False
+            try:
+                problem = None if channel is None else link.end_channel(channel)
+            except BaseException:  # a second interrupt: what is unacknowledged must not stay with an open link
+                link.drop()
+                raise
         work.reraise()
+        if problem is not None:
+            raise problem
 
     def stop(self) -> None:
         """End a running :meth:`consume`. Any thread may call this; nothing happens if none runs."""
@@ -188,6 +211,8 @@ class SyncConnection:
 
     def add_callback_threadsafe(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the owner's thread, the next time it is inside a call. Any thread may call this.
+
+        What it raises leaves ``consume()``, or the owner's next call.
 
         Raises:
             NotConnected: there is no open connection.
@@ -201,57 +226,50 @@ class SyncConnection:
             raise self._link.not_connected()
         return self._link
 
-    def _emit(self, event: Callable[..., Event], **facts: Any) -> None:
-        self._factory.events.emit(event(connection=self.settings.connection_name, **facts))
+    def _channel_within(self, seconds: float) -> BlockingChannel:
+        link = self._opened()
+        link.check_owner()
+        if self._channel is None or not self._channel.is_open:
+            if self._channel is not None:
+                link.channel_closed(self._channel)
+            self._channel = None
+            self._channel = link.channel(self.prefetch, seconds)
+        return self._channel
 
-    def _find(self, queue: str, deadline: float) -> None:
+    def _find(self, queue: str, ends: float) -> None:
         """Declare *queue*, durable, unless it is there; leave one that is there as it is."""
         if queue in self._known:
             return
         link = self._opened()
         try:
-            with link.call("declare", deadline) as connection:
+            with link.call("declare", _left(ends)) as connection:
                 probe = connection.channel()  # its own channel: a 404 closes the one that asked
                 probe.queue_declare(queue, passive=True)
                 probe.close()
         except ChannelLost as exc:
-            if not self.declare or getattr(exc.reason, "reply_code", None) != 404:
+            code = getattr(exc.reason, "reply_code", None)
+            if code == 404 and self.declare:
+                channel = self._channel_within(_left(ends))
+                with link.call("declare", _left(ends)):
+                    channel.queue_declare(queue, durable=True)
+            elif code != 405:  # 405: it is there, another connection's; publishing to it is allowed
                 raise
-            channel = self.channel
-            with link.call("declare", deadline):
-                channel.queue_declare(queue, durable=True)
         self._known.add(queue)
 
-    def _check_consumer(
-        self, link: OwnedConnection, channel: BlockingChannel, tag: str, queue: str, work: "_Work"
-    ) -> None:
+    def _check(self, link: OwnedConnection, channel: BlockingChannel, queue: str, work: "_Work") -> None:
+        """Raise what has ended the consumer, if anything has."""
         if not isinstance(work.crash, px.AMQPError):
             work.reraise()  # the callback's own; one of Pika's comes from what we look at below
-        if tag in self._cancelled:
+        if work.is_cancelled:
             self._known.discard(queue)
-            self._emit(ConsumerCancelled, queue=queue, consumer_tag=tag)
             cancelled = px.ConsumerCancelled()
+            self._factory.events.emit(ConsumerCancelled(queue=queue, connection=self.settings.connection_name))
             text = f"the broker cancelled the consumer: queue {queue!r} is gone"
             raise ChannelLost(text, reason=cancelled) from cancelled
         if link.is_open and not channel.is_open:
-            reason = getattr(channel, "_closing_reason", None) or work.crash or px.ChannelWrongStateError()
-            self._emit(ChannelClosed, number=channel.channel_number, reason=reason)
+            reason = link.channel_closed(channel, work.crash)
             raise channel_lost("consume", reason) from reason
         work.reraise()
-
-    def _end_consumer(self, link: OwnedConnection, channel: BlockingChannel, tag: str, work: "_Work") -> None:
-        if tag in self._cancelled or not (link.is_open and channel.is_open):
-            self._cancelled.discard(tag)
-            return
-        try:
-            with link.call("ending the consumer"):
-                # Pika gives back to the queue what was sent ahead; with auto_ack it is ours alone now, so finish it.
-                for method, properties, body in channel.basic_cancel(tag):
-                    work.do(channel, method, properties, body)
-                for delivery_tag in () if work.auto_ack else work.unfinished:
-                    channel.basic_nack(delivery_tag, requeue=True)
-        except LabkitError as exc:
-            LOGGER.info("the consumer ended with its link: %s", exc)
 
 
 class _Work:
@@ -259,25 +277,28 @@ class _Work:
 
     def __init__(self, callback: Callback, auto_ack: bool, stop: threading.Event) -> None:
         self._callback = callback
-        self.auto_ack = auto_ack
+        self._auto_ack = auto_ack
         self._stop = stop
         self.crash: BaseException | None = None
-        self.unfinished: list[int] = []
+        self.is_cancelled = False
 
     def do(self, channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        if self.crash is not None or (self._stop.is_set() and not self.auto_ack):
-            # Not given back yet: the broker would send it again at once, and again, until the consumer has ended.
-            self.unfinished.append(method.delivery_tag)
-            return
+        if self.crash is not None or (self._stop.is_set() and not self._auto_ack):
+            return  # not acknowledged, so it goes back to the queue when the channel closes
         try:
             self._callback(channel, method, properties, body)
+            if not self._auto_ack and channel.is_open:
+                channel.basic_ack(method.delivery_tag)
         except BaseException as exc:  # noqa: BLE001 - kept for consume(): raised here, Pika would pass it on half-done
             self.crash = exc
-            self.unfinished.append(method.delivery_tag)
-            return
-        if not self.auto_ack and channel.is_open:
-            channel.basic_ack(method.delivery_tag)
+
+    def cancel(self, _: Any) -> None:
+        self.is_cancelled = True
 
     def reraise(self) -> None:
         if self.crash is not None:
             raise self.crash
+
+
+def _left(ends: float) -> float:
+    return max(0.001, ends - time.monotonic())  # Pika refuses a limit below 0
