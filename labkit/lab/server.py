@@ -141,7 +141,7 @@ def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: b
         server.start()
         say(f"JupyterLab: {server.address}")
         say("Ctrl-C here ends JupyterLab and the broker that this command started")
-        if open_browser:
+        if open_browser and _has_display():
             webbrowser.open(server.address)
         server.wait()
     except KeyboardInterrupt:
@@ -152,6 +152,13 @@ def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: b
         server.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _has_display() -> bool:
+    """Whether a browser could open a window; without one, webbrowser may start a text browser in this terminal."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"))
 
 
 def free_port(preferred: int) -> int:
