@@ -29,7 +29,11 @@ def broker() -> Iterator[Broker]:
         yield brokers.up()
         return
     was_running = brokers.find(TEST_BENCH) is not None
-    yield brokers.up(named, TEST_BENCH)
+    with pytest.MonkeyPatch.context() as patch:
+        broker = brokers.up(named, TEST_BENCH)
+        # A Lab inside a test, and every process that a test starts, is to use this one too.
+        patch.setenv("LABKIT_BROKER", str(TEST_BENCH))
+        yield broker
     if not was_running:
         brokers.down(TEST_BENCH)
 
