@@ -1,6 +1,7 @@
 """The shared test bench, for every test that needs a real RabbitMQ."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -13,6 +14,10 @@ from labkit.lab.brokers.discovery import KINDS
 from labkit.lab.home import project
 from labkit.settings import BrokerSettings
 from tests.view import View
+
+# A shell that starts a job in the background has it ignore Ctrl-C; the tests of interrupts are not to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is not a failure: what must be fast has its own, explicit, deadline.
 hypothesis.settings.register_profile("labkit", deadline=None)
