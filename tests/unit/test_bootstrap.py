@@ -294,3 +294,21 @@ def test_a_port_is_taken_while_somebody_listens_and_free_afterwards(bootstrap):
         port = listener.getsockname()[1]
         assert bootstrap.taken(port)
     assert not bootstrap.taken(port)
+
+
+@pytest.mark.parametrize(("ci", "result", "word"), [("true", False, "UNSTEADY"), ("", True, "FAILED")])
+def test_a_failure_that_passes_the_second_time_is_named_in_ci_and_fails_elsewhere(
+    bootstrap, monkeypatch, capsys, ci, result, word
+):
+    monkeypatch.setenv("CI", ci)
+    codes = iter([1, 0])
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda *a, **k: next(codes))
+    assert bootstrap.run_stages([("broker", ["pytest"])]) is result
+    assert word in capsys.readouterr().out
+
+
+def test_what_fails_twice_fails_also_in_ci(bootstrap, monkeypatch, capsys):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda *a, **k: 1)
+    assert bootstrap.run_stages([("broker", ["pytest"])]) is True
+    assert "FAILED" in capsys.readouterr().out
