@@ -29,7 +29,7 @@ STAMP = VENV / "labkit-installed"
 OLDEST = (3, 11)
 TESTED = ("3.14", "3.13", "3.12", "3.11")
 DISK_NEEDED = 2_000_000_000  # bytes: 0.5 GB of packages, 0.4 GB of broker, room for logs and work
-# Stages full of deadlines. On a shared CI machine one that fails is run once more, and the table says so; never locally.
+# Stages full of deadlines. In CI, one that fails is run once more, and the table says so; never locally.
 AGAIN_IN_CI = ("broker", "lab")
 COMMANDS = ("lab", "test", "check", "soak", "clean")
 
