@@ -28,6 +28,7 @@ class Version:
 
     def unpack(self) -> Path:
         """Make the root directory; at once when it is there and current."""
+        self.rootfs.parent.mkdir(parents=True, exist_ok=True)
         self._build("--rootfs", str(self.rootfs))
         return self.rootfs
 
