@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import AF_INET
 
+import psutil
 import pytest
 
 from labkit.errors import BrokerError
@@ -132,17 +134,15 @@ def test_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
     try:
         brokers.up(kind, tmp_path, rootfs=pins.rootfs)
         record = record_of(tmp_path)
-        outside = [
-            address[4][0]
-            for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET, socket.SOCK_STREAM)
-            if not str(address[4][0]).startswith("127.")
-        ]
+        used = {record.amqp_port, record.management_port, record.dist_port, record.epmd_port}
+        # The interfaces' own addresses: a bare machine's name need not resolve.
+        cards = [card.address for each in psutil.net_if_addrs().values() for card in each if card.family == AF_INET]
         # 127.0.0.2 is loopback as well, and still not the address that we listen on.
-        for host in ["127.0.0.2", *outside]:
-            for port in (record.amqp_port, record.management_port, record.dist_port, record.epmd_port):
+        for host in ["127.0.0.2", *(address for address in cards if not address.startswith("127."))]:
+            for port in used:
                 with socket.socket() as probe:
                     probe.settimeout(2)
-                    assert probe.connect_ex((str(host), port)) != 0, (host, port)
+                    assert probe.connect_ex((host, port)) != 0, (host, port)
     finally:
         brokers.down(tmp_path)
 
