@@ -88,10 +88,10 @@ def test_outer_block_ends_the_inner_one():
 def test_interrupt_that_races_with_the_end_of_the_block_is_swallowed(seed):
     rng = random.Random(seed)
     late = []
-    for _ in range(150):
-        ends = rng.uniform(0.0, 0.006)
+    for _ in range(40):
+        ends = rng.uniform(0.0, 0.05)
         try:
-            with StopAfter(0.002) as stop:
+            with StopAfter(0.02) as stop:
                 ends += time.monotonic()
                 while time.monotonic() < ends:
                     pass
@@ -104,10 +104,10 @@ def test_interrupt_that_races_with_the_end_of_the_block_is_swallowed(seed):
 
 def test_error_of_the_body_survives_an_interrupt_on_its_way():
     rng = random.Random(4)
-    for _ in range(150):
-        ends = rng.uniform(0.0, 0.006)
+    for _ in range(40):
+        ends = rng.uniform(0.0, 0.05)
         with pytest.raises((ZeroDivisionError, KeyboardInterrupt)) as caught:  # noqa: PT012 - the race is the point
-            with StopAfter(0.002) as stop:
+            with StopAfter(0.02) as stop:
                 ends += time.monotonic()
                 while time.monotonic() < ends:
                     pass
