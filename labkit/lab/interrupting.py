@@ -22,8 +22,8 @@ class StopAfter:
 
     The block ends early without harm: the timer is cancelled. Only the main thread can use it, since only there
     does Python raise KeyboardInterrupt (signal module, "Signals and threads"). An interrupt that somebody else
-    sends, with Ctrl-C or the stop button, leaves the block as always. From Python 3.12 on, one that falls on the very end
-    of a block that was ending by itself can escape: give a block that ends by itself more time than it needs.
+    sends, with Ctrl-C or the stop button, leaves the block as always. From Python 3.12 on, one that falls on the very
+    end of a block that was ending by itself can escape: give a block that ends by itself more time than it needs.
 
     Attributes:
         interrupted: Whether the block was still running after *seconds*.

@@ -10,7 +10,6 @@ import pytest
 from labkit.errors import ConfigurationError, LabkitError
 from labkit.lab.interrupting import StopAfter
 
-
 steady = pytest.mark.skipif(
     sys.version_info >= (3, 12),
     reason="from Python 3.12 on, an interrupt at the very end of the block can still escape it",
