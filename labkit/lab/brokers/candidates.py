@@ -9,6 +9,7 @@ from labkit.lab.brokers.compose import ComposeBroker
 from labkit.lab.brokers.interface import Broker
 from labkit.lab.brokers.local import LocalBroker
 
+IMAGE_VARIABLE = "LABKIT_RABBITMQ_IMAGE"
 Say = Callable[[str], None]
 # (bench directory, preferred AMQP port, preferred management port, own) -> a broker, recorded and not started
 Make = Callable[[Path, int, int, bool], Broker]
