@@ -17,6 +17,6 @@ def test_the_compose_files_variable_names_the_image_unless_a_caller_insists(monk
     monkeypatch.setenv(candidates.IMAGE_VARIABLE, variable)
     monkeypatch.setattr(engine, "connected", contextlib.nullcontext)
     monkeypatch.setattr(engine, "compose_command", lambda: ["docker", "compose"])
-    monkeypatch.setattr(engine, "available_image", lambda image, say: asked.append(image) or "any")
+    monkeypatch.setattr(engine, "available_image", lambda image, say, **_: asked.append(image) or "any")
     candidates.candidates("compose", Pins(image=pinned))[0].prepare(print)
     assert asked == [wanted]

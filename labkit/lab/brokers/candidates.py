@@ -1,5 +1,6 @@
 """The kinds of broker this machine may have, in the order in which they are tried. Starts none."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ def candidates(kind: str, pins: Pins) -> list[Candidate]:
 def _compose(image: str | None, say: Say, *, pull: bool) -> Make:
     with engine.connected():
         engine.compose_command()
-    chosen = engine.available_image(image, say, may_pull=pull)
+    # The compose file's own variable: who sets it means that image, here as with a bare `docker compose`.
+    chosen = engine.available_image(image or os.environ.get(IMAGE_VARIABLE) or None, say, may_pull=pull)
     return lambda home, amqp, management, own: ComposeBroker.create(
         home, chosen, amqp_port=amqp, management_port=management, own=own
     )
