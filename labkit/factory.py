@@ -1,40 +1,14 @@
-"""One settings object in, open Pika connections out. The place where ``pika.BlockingConnection`` is made.
+"""One settings object in, open Pika connections out. The place where ``pika.BlockingConnection`` is made."""
 
-Pika's own bring-up has no limit on the name lookup, starts its time limit afresh for every address, and ends
-at the first name that does not resolve. So we resolve the names and walk the addresses here, under one
-deadline, and hand Pika one address at a time with the time that is left.
-"""
-
-import copy
-import dataclasses
-import ipaddress
-import logging
-import queue
-import socket
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pika
 
-from labkit.errors import ConnectError, Kind, classify, connect_error, describe
-from labkit.events import (
-    AttemptFailed,
-    ConnectAttempted,
-    ConnectionBlocked,
-    ConnectionGivenUp,
-    ConnectionOpened,
-    ConnectionUnblocked,
-    Dispatcher,
-    Listener,
-)
-from labkit.retry import Backoff, Clock, SystemClock, call_with_retry
+from labkit.bringup import Bringup
+from labkit.events import ConnectionBlocked, ConnectionUnblocked, Dispatcher, Listener
+from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
-from labkit.urls import join_address
-from labkit.verdicts import is_tls_failure
-
-LOGGER = logging.getLogger(__name__)
-SHORTEST_LIMIT = 0.001  # seconds; Pika refuses a limit of 0
 
 
 class ConnectionFactory:
@@ -88,7 +62,7 @@ class ConnectionFactory:
 
         Reference: AMQP 0-9-1, section 2.2.4 (The Connection Class).
         """
-        connection = _Bringup(self.settings, self.events, self._clock, pika.BlockingConnection).run()
+        connection = Bringup(self.settings, self.events, self._clock, pika.BlockingConnection).run()
         self._report_alarms(connection)
         return connection
 
@@ -108,170 +82,3 @@ class ConnectionFactory:
         # publish which waits for the end of an alarm would not say why it waits.
         connection._impl.add_on_connection_blocked_callback(on_blocked)
         connection._impl.add_on_connection_unblocked_callback(on_unblocked)
-
-
-class _Bringup:
-    """One way from settings to an open connection, with its deadline. Used once, by one thread.
-
-    Nothing runs on after the deadline but, at most, a name lookup, and that holds no connection: every attempt
-    to connect runs on the calling thread, with a limit that Pika keeps.
-    """
-
-    def __init__(
-        self,
-        settings: BrokerSettings,
-        events: Dispatcher,
-        clock: Clock,
-        open_one: Callable[[pika.ConnectionParameters], Any],
-    ) -> None:
-        self._settings = settings
-        self._events = events
-        self._clock = clock
-        self._open_one = open_one
-        self._attempts = 0
-        self._tried: list[str] = []
-        self._failed: AttemptFailed | None = None
-
-    def run(self) -> Any:
-        settings = self._settings
-        self._hosts = settings.to_pika()  # reads the TLS files: what is wrong with them is no connect error
-        self._started = self._clock.now()
-        self._ends = self._started + settings.connect_deadline
-        pauses = Backoff(
-            initial=settings.retry_delay,
-            factor=1.0,
-            maximum=settings.retry_delay,
-            jitter="none",
-            attempts=settings.connection_attempts,
-        )
-        try:
-            return call_with_retry(
-                self._try_every_host,
-                deadline=settings.connect_deadline,
-                backoff=pauses,
-                clock=self._clock,
-                on_attempt=lambda attempt: self._report_failure(next_delay=attempt.pause),
-            )
-        except Exception as exc:
-            raise self._give_up(exc) from exc
-
-    def _try_every_host(self) -> Any:
-        hosts = list(self._hosts)
-        failure: Exception | None = None
-        for position, parameters in enumerate(hosts):
-            if failure is not None and self._left() <= 0:
-                break
-            self._report_failure(next_delay=0.0)  # the previous host's
-            try:
-                return self._attempt(parameters, self._share(len(hosts) - position))
-            except Exception as exc:
-                verdict = classify(exc)
-                if verdict.kind is Kind.REFUSED:
-                    if not is_tls_failure(exc):
-                        raise  # the same login gets the same answer from the other hosts
-                    self._hosts = [each for each in self._hosts if each is not parameters]
-                if failure is None or verdict.is_retryable:
-                    failure = exc  # a host that may come back counts for more than one that refused
-        if failure is None:
-            raise RuntimeError("there is no host to try")
-        raise failure
-
-    def _attempt(self, parameters: pika.ConnectionParameters, limit: float) -> Any:
-        self._attempts += 1
-        place = {"host": parameters.host, "port": parameters.port, "connection": self._settings.connection_name}
-        self._events.emit(ConnectAttempted(attempt=self._attempts, **place))
-        address = join_address(parameters.host, parameters.port)
-        if address not in self._tried:
-            self._tried.append(address)
-        try:
-            connection = self._try_addresses(parameters, limit)
-        except Exception as exc:
-            self._failed = AttemptFailed(attempt=self._attempts, error=exc, **place)
-            LOGGER.warning("attempt %d at %s failed: %s", self._attempts, address, describe(exc))
-            raise
-        seconds = self._clock.now() - self._started
-        self._events.emit(ConnectionOpened(attempts=self._attempts, seconds=seconds, **place))
-        return connection
-
-    def _try_addresses(self, parameters: pika.ConnectionParameters, limit: float) -> Any:
-        ends = self._clock.now() + limit
-        patience = min(limit, parameters.socket_timeout or limit)
-        addresses = resolve(parameters.host, parameters.port, timeout=patience)
-        for index, address in enumerate(addresses):
-            left = (ends - self._clock.now()) / (len(addresses) - index)
-            try:
-                return self._open_one(_for_address(parameters, address, max(SHORTEST_LIMIT, left)))
-            except Exception as exc:
-                last = index == len(addresses) - 1
-                if last or classify(exc).kind is Kind.REFUSED or self._clock.now() >= ends:
-                    raise
-        raise OSError(f"the name {parameters.host!r} has no address")
-
-    def _left(self) -> float:
-        return self._ends - self._clock.now()
-
-    def _share(self, hosts: int) -> float:
-        """Seconds for the next of so many hosts: a silent first one must leave time for the others."""
-        return max(SHORTEST_LIMIT, self._left() / hosts)
-
-    def _report_failure(self, *, next_delay: float | None) -> None:
-        if self._failed is not None:
-            failed, self._failed = self._failed, None
-            self._events.emit(dataclasses.replace(failed, next_delay=next_delay))
-
-    def _give_up(self, cause: Exception) -> ConnectError:
-        elapsed = self._clock.now() - self._started
-        error = connect_error(cause, hosts=self._tried, attempts=self._attempts, elapsed=elapsed)
-        self._events.emit(
-            ConnectionGivenUp(
-                attempts=self._attempts, error=error, seconds=elapsed, connection=self._settings.connection_name
-            )
-        )
-        return error
-
-
-def resolve(host: str, port: int, *, timeout: float) -> list[str]:
-    """Return the addresses of *host*, in the system's order, each once.
-
-    ``getaddrinfo`` has no time limit of its own, so it runs on a daemon thread that we leave behind when the
-    time is over; it ends when the system's resolver does, and holds nothing.
-
-    Raises:
-        OSError: the name does not resolve (``socket.gaierror``), or not in time (``TimeoutError``).
-    """
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        pass
-    else:
-        return [host]
-    answers: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP))
-        except OSError as exc:
-            answers.put(exc)
-        except UnicodeError as exc:  # a label that IDNA cannot encode: empty, or too long
-            answers.put(socket.gaierror(socket.EAI_NONAME, f"{host!r} is no host name: {exc}"))
-
-    threading.Thread(target=look_up, name="labkit-dns", daemon=True).start()
-    try:
-        answer = answers.get(timeout=timeout)
-    except queue.Empty:
-        raise TimeoutError(f"no answer about the name {host!r} within {timeout:.1f} s") from None
-    if isinstance(answer, OSError):
-        if host == "localhost":  # some small systems have no /etc/hosts; the name means this (RFC 6761, 6.3)
-            return ["127.0.0.1", "::1"]
-        raise answer
-    return list(dict.fromkeys(str(record[4][0]) for record in answer))
-
-
-def _for_address(parameters: pika.ConnectionParameters, address: str, limit: float) -> pika.ConnectionParameters:
-    """Return a copy for one address and the time that is left. The TLS name stays the host's."""
-    one = copy.copy(parameters)
-    one.host = address
-    one.connection_attempts = 1
-    one.stack_timeout = min(limit, parameters.stack_timeout or limit)
-    one.socket_timeout = min(limit, parameters.socket_timeout or limit)
-    return one

@@ -22,7 +22,7 @@ from labkit import (
     TlsSettings,
     classify,
 )
-from labkit.factory import resolve
+from labkit.bringup import resolve
 
 pytestmark = pytest.mark.broker
 SLACK = 2.0  # seconds a deadline may be late on a busy machine

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from labkit.factory import resolve
+from labkit.bringup import resolve
 
 
 @pytest.fixture
