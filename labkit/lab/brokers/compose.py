@@ -18,11 +18,11 @@ import docker.errors
 from labkit.errors import BrokerError
 from labkit.lab.brokers import engine, ports, ready
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
-from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
+from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT
 from labkit.lab.brokers.logs import clue
+from labkit.lab.brokers.recorded import RecordedBroker
 from labkit.lab.brokers.state import Record, StateFile
 from labkit.lab.home import PACKAGE, unwritable
-from labkit.settings import BrokerSettings
 
 SERVICE = "rabbitmq"
 FILES_DIRECTORY = "compose"
@@ -51,15 +51,13 @@ def project_name(home: Path) -> str:
     return "labkit-" + hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:10]
 
 
-class ComposeBroker(Broker):
+class ComposeBroker(RecordedBroker):
     """One container, driven through the engine. Any process that may use the engine may drive it."""
 
     backend = "compose"
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        self._home = home
-        self._state = StateFile(home)
         self.directory = home / FILES_DIRECTORY
 
     @classmethod
@@ -94,11 +92,6 @@ class ComposeBroker(Broker):
     # --- facts -----------------------------------------------------------------------------------
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        """Everything."""
-        return frozenset({"process", "alarm", "management", "logs"})
-
-    @property
     def is_running(self) -> bool:
         """Whether the container runs; a paused one does. False as well when no engine answers."""
         return self._status() in {"running", "paused", "restarting"}
@@ -107,11 +100,6 @@ class ComposeBroker(Broker):
     def is_paused(self) -> bool:
         """Whether the container is frozen."""
         return self._status() == "paused"
-
-    @property
-    def management_url(self) -> str:
-        """The management page's address."""
-        return f"http://{ports.LOOPBACK}:{self._record().management_port}"
 
     def logs(self, lines: int = 50) -> str:
         """Return the last *lines* lines of the container's log."""
@@ -195,18 +183,6 @@ class ComposeBroker(Broker):
             shutil.rmtree(self.directory, ignore_errors=True)
 
     # --- helpers ---------------------------------------------------------------------------------
-
-    def _base_settings(self) -> BrokerSettings:
-        record = self._record()
-        return BrokerSettings(
-            host=ports.LOOPBACK, port=record.amqp_port, username=record.username, password=record.password
-        )
-
-    def _record(self) -> Record:
-        record = self._state.read()
-        if record is None or record.backend != self.backend:
-            raise BrokerError(f"there is no broker in {self._home} any more: `labkit up` starts one")
-        return record
 
     def _launch(self, record: Record) -> None:
         try:

@@ -17,12 +17,12 @@ from pathlib import Path
 from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab.brokers import ports, processes, ready
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
-from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Broker
+from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT
 from labkit.lab.brokers.logs import clue
+from labkit.lab.brokers.recorded import RecordedBroker
 from labkit.lab.brokers.sources import CHROOT_PATH, Source, namespace
 from labkit.lab.brokers.state import Record, StateFile
 from labkit.lab.home import require_space, unwritable
-from labkit.settings import BrokerSettings
 
 NODE_DIRECTORY = "node"
 INSIDE = "/labkit"  # where the node's directory is mounted in a root directory
@@ -42,15 +42,13 @@ INETRC = '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
 DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
 
 
-class LocalBroker(Broker):
+class LocalBroker(RecordedBroker):
     """A private node, driven by signals and rabbitmqctl. Any process of this user may drive it."""
 
     backend = "local"
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        self._home = home
-        self._state = StateFile(home)
         self._last: Record | None = self._state.read()
         self.directory = home / NODE_DIRECTORY
         self._old_lines = 0  # of the log, from before our last start
@@ -96,11 +94,6 @@ class LocalBroker(Broker):
     # --- facts -----------------------------------------------------------------------------------
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        """Everything."""
-        return frozenset({"process", "alarm", "management", "logs"})
-
-    @property
     def is_running(self) -> bool:
         """Whether the node's process lives; a paused one does."""
         record = self._state.read()
@@ -111,11 +104,6 @@ class LocalBroker(Broker):
         """Whether the node's process is frozen."""
         record = self._state.read()
         return record is not None and _lives(record) and processes.is_paused(record.pid)
-
-    @property
-    def management_url(self) -> str:
-        """The management page's address."""
-        return f"http://{ports.LOOPBACK}:{self._record().management_port}"
 
     def logs(self, lines: int = 50) -> str:
         """Return the last *lines* lines of the node's log."""
@@ -214,17 +202,8 @@ class LocalBroker(Broker):
 
     # --- helpers ---------------------------------------------------------------------------------
 
-    def _base_settings(self) -> BrokerSettings:
-        record = self._record()
-        return BrokerSettings(
-            host=ports.LOOPBACK, port=record.amqp_port, username=record.username, password=record.password
-        )
-
     def _record(self) -> Record:
-        """Return what is recorded now: another process may have restarted the node meanwhile."""
-        record = self._state.read()
-        if record is None or record.backend != self.backend:
-            raise BrokerError(f"there is no broker in {self._home} any more: `labkit up` starts one")
+        record = super()._record()
         self._last = record
         return record
 
