@@ -31,21 +31,27 @@ def clone(tmp_path) -> Path:
     return tmp_path / "labkit"
 
 
-def run_tests(clone: Path, arguments: list[str], **environment: str) -> tuple[dict[str, int], float, str]:
-    """Run pytest in *clone* and return its counts, the seconds it took, and the end of what it printed."""
+def run_tests(clone: Path, what: str, arguments: list[str], **environment: str) -> tuple[dict[str, int], float, str]:
+    """Run pytest in *clone* and return its counts, the seconds it took, and the end of what it printed.
+
+    The output goes to a file beside the clone as it comes, so that a long run can be watched.
+    """
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-        cwd=clone, env={**os.environ, "PYTHONPATH": str(clone), "LABKIT_REQUIRE": "", **environment},
-        capture_output=True, text=True, timeout=RUN_TIMEOUT, check=False,
-    )  # fmt: skip
-    closing = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    log = clone.parent / f"{what}.log"
+    with log.open("w") as output:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+            cwd=clone, env={**os.environ, "PYTHONPATH": str(clone), "LABKIT_REQUIRE": "", **environment},
+            stdout=output, stderr=subprocess.STDOUT, timeout=RUN_TIMEOUT, check=False,
+        )  # fmt: skip
+    printed = log.read_text(errors="replace")
+    closing = printed.strip().splitlines()[-1] if printed.strip() else ""
     counts = {word: int(number) for number, word in CLOSING.findall(closing)}
-    return counts, time.monotonic() - began, done.stdout[-6000:] + done.stderr[-2000:]
+    return counts, time.monotonic() - began, printed[-8000:]
 
 
 def record(table, version: Version, backend: str, what: str, arguments: list[str], clone: Path, **environment: str):
-    counts, seconds, tail = run_tests(clone, arguments, **environment)
+    counts, seconds, tail = run_tests(clone, what, arguments, **environment)
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
     passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
     table.append([version.number, backend, what, passed, skipped, failed, f"{seconds:.0f}"])
