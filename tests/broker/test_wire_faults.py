@@ -1,9 +1,12 @@
 """What Pika makes of each fault. Classes and times are asserted, texts are not: they differ from system to system."""
 
+import socket
 import time
 
 import pika
 import pytest
+from pamqp.commands import Basic
+from pamqp.frame import marshal
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from pika.exceptions import (
     AMQPConnectionError,
@@ -122,7 +125,8 @@ def test_reset_peer_hits_open_links_at_once_and_new_ones_as_they_come(proxy, con
         with pytest.raises(StreamLostError):
             talk(connection)
         assert fault.links == 1
-        with pytest.raises(AMQPConnectionError):
+        # ValueError is Pika's, when the link is gone before its first look at the socket.
+        with pytest.raises((AMQPConnectionError, ValueError)):
             connect()
         assert fault.links == 2
     connect().channel()
@@ -133,17 +137,20 @@ def test_reset_at_the_third_publish_lets_two_publishes_through(proxy, connect, d
     channel = connection.channel()
     queue = "reset-at-publish"
     channel.queue_declare(queue, durable=True)
+    channel.confirm_delivery()  # what RabbitMQ has read and not yet confirmed may go with the connection
+    confirmed = []
 
     def publish():
         for number in range(10):
             channel.basic_publish("", queue, b"%d" % number)
-        talk(connection)
+            confirmed.append(number)
 
     with proxy.fault(ResetPeer(), at_frame="Basic.Publish", count=3) as fault:
         with pytest.raises(StreamLostError):
             publish()
         assert fault.links == 1
 
+    assert confirmed == [0, 1]
     assert _ready(direct, queue, 2) == 2
 
 
@@ -335,18 +342,27 @@ def test_faults_compose_and_end_one_by_one(proxy, connect):
     assert round_trip() < 0.19
 
 
-def test_reset_comes_after_what_latency_delays(proxy, connect, direct):
-    channel = connect().channel()
-    channel.queue_declare("delayed", durable=True)
-    with (
-        proxy.fault(Latency(0.3), direction="upstream"),
-        proxy.fault(ResetPeer(), at_frame="Basic.Publish", count=2),
-    ):
-        channel.basic_publish("", "delayed", b"first")
-        channel.basic_publish("", "delayed", b"second")
-        with pytest.raises(StreamLostError):
-            channel.queue_declare("delayed", passive=True)
-    assert _ready(direct, "delayed", 1) == 1
+def test_reset_comes_after_what_latency_delays(settings):
+    # Against a listener that keeps every byte: RabbitMQ may drop what it has read when the connection ends.
+    first = marshal(Basic.Publish(routing_key="first"), 1)
+    second = marshal(Basic.Publish(routing_key="second"), 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SLACK + 5)
+        port = listener.getsockname()[1]
+        with (
+            Proxy(settings.replace(host="127.0.0.1", port=port)) as proxy,
+            proxy.fault(Latency(0.3), direction="upstream"),
+            proxy.fault(ResetPeer(), at_frame="Basic.Publish", count=2),
+            socket.create_connection((proxy.settings().host, proxy.settings().port), 5) as client,
+        ):
+            client.sendall(b"AMQP\x00\x00\x09\x01" + first + second)
+            far_side, _ = listener.accept()
+            with far_side:
+                far_side.settimeout(SLACK + 5)
+                received = b""
+                while data := far_side.recv(4096):
+                    received += data
+    assert received == b"AMQP\x00\x00\x09\x01" + first
 
 
 @pytest.mark.slow
