@@ -70,7 +70,7 @@ def test_a_refusal_lets_open_connections_go_on(lab):
     board = lab.board()
     connection = connect(board.panel.proxy)
     board.toggles["Refuse"].value = True
-    with pytest.raises(AMQPConnectionError):
+    with pytest.raises((AMQPConnectionError, ValueError)):  # Pika's ValueError: the link is gone before its first look
         connect(board.panel.proxy)
     connection.channel().queue_declare("", exclusive=True)
     connection.close()
