@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
-from labkit.errors import ConfigurationError, Verdict
+from labkit.errors import ConfigurationError, Kind, Verdict
 from labkit.errors import classify as classify_error
 
 T = TypeVar("T")
@@ -19,6 +19,8 @@ T = TypeVar("T")
 EXPONENT_MAX = 32
 # A busy broker answers "not now", so we skip the short pauses: 2 ** 4 times longer, up to the same ceiling.
 BUSY_STEPS = 4
+# Seconds that a link must live before the pauses begin anew: longer than a broker needs to accept us and fail again.
+STABLE_AFTER = 10.0
 
 
 def _check(name: str, value: object, minimum: float, allowed: str) -> None:
@@ -127,6 +129,67 @@ class Backoff:
             return self.maximum
 
 
+class Pauses:
+    """The pauses of a link that is kept up for hours: they grow from failure to failure, and over losses too.
+
+    A connection that opens and dies at once is no success: whoever begins with the shortest pause after each of those
+    hammers a broker that restarts in a loop. So the count begins afresh only after a *stable spell*, *stable_after*
+    seconds during which the link stayed open.
+
+    Not thread-safe: the one who keeps the link up owns it.
+
+    Args:
+        backoff: Its ``attempts`` are failures in a row here, stable spells apart.
+        stable_after: Seconds.
+        clock: Where time comes from.
+        rng: Where jitter comes from; None: Python's shared source.
+
+    Raises:
+        ConfigurationError: *stable_after* is not a number of seconds, 0 or more.
+    """
+
+    def __init__(
+        self,
+        backoff: Backoff = Backoff(),
+        *,
+        stable_after: float = STABLE_AFTER,
+        clock: Clock = SystemClock(),  # noqa: B008 - holds nothing
+        rng: random.Random | None = None,
+    ) -> None:
+        _check("Pauses.stable_after", stable_after, 0.0, "seconds, 0 or more")
+        self.backoff = backoff
+        self.stable_after = stable_after
+        self._clock, self._rng = clock, rng
+        self._failures = 0
+        self._opened_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Pauses({self.backoff!r}, stable_after={self.stable_after:g})"
+
+    @property
+    def failures(self) -> int:
+        """How many attempts failed, or links were lost, since the last stable spell."""
+        return self._failures
+
+    def opened(self) -> None:
+        """The link is open now; how long it stays so decides about the next pause."""
+        self._opened_at = self._clock.now()
+
+    def next(self, *, busy: bool = False) -> float | None:
+        """Return the seconds to wait after a failed attempt or a loss; None: the attempts are used up.
+
+        Args:
+            busy: The broker said "not now", so short pauses are skipped.
+        """
+        opened_at, self._opened_at = self._opened_at, None
+        if opened_at is not None and self._clock.now() - opened_at >= self.stable_after:
+            self._failures = 0
+        self._failures += 1
+        if self.backoff.attempts is not None and self._failures >= self.backoff.attempts:
+            return None
+        return self.backoff.delay(self._failures - 1 + (BUSY_STEPS if busy else 0), self._rng)
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One failed try, as ``on_attempt`` hears of it.
@@ -179,6 +242,7 @@ def call_with_retry(
     """
     _check("deadline", deadline, 0.0, "seconds, 0 or more")
     started = clock.now()
+    pauses = Pauses(backoff, clock=clock, rng=rng)
     number = 0
     while True:
         number += 1
@@ -189,10 +253,9 @@ def call_with_retry(
         verdict = classify(error)
         elapsed = clock.now() - started
         pause: float | None = None
-        if _may_retry(error, verdict, on) and number != backoff.attempts and not (stop is not None and stop.is_set()):
-            step = number - 1 + (BUSY_STEPS if verdict.kind is verdict.kind.BUSY else 0)
-            pause = backoff.delay(step, rng)
-            if elapsed + pause >= deadline:
+        if _may_retry(error, verdict, on) and not (stop is not None and stop.is_set()):
+            pause = pauses.next(busy=verdict.kind is Kind.BUSY)
+            if pause is not None and elapsed + pause >= deadline:
                 pause = None
         if on_attempt is not None:
             on_attempt(Attempt(number, error, verdict, elapsed, pause))

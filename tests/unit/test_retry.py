@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import ConfigurationError, Kind, NotConnected, PoolTimeout
-from labkit.retry import Backoff, FakeClock, SystemClock, call_with_retry
+from labkit.retry import Backoff, FakeClock, Pauses, SystemClock, call_with_retry
 
 
 class Flaky:
@@ -185,3 +185,64 @@ def test_deadline_that_is_no_number_of_seconds_is_refused(deadline):
 def test_attempt_number_below_zero_is_refused():
     with pytest.raises(ConfigurationError):
         Backoff().delay(-1)
+
+
+def lived(pauses, clock, seconds):
+    """The link opened, lived for *seconds*, and was lost; the pause that follows."""
+    pauses.opened()
+    clock.time += seconds
+    return pauses.next()
+
+
+def test_a_link_that_flaps_is_given_longer_and_longer_pauses():
+    clock = FakeClock()
+    pauses = Pauses(Backoff(1.0, 2.0, 8.0, "none"), stable_after=10.0, clock=clock)
+    assert [lived(pauses, clock, 0.5) for _ in range(5)] == [1.0, 2.0, 4.0, 8.0, 8.0]
+
+
+def test_pauses_begin_anew_only_after_a_stable_spell():
+    clock = FakeClock()
+    pauses = Pauses(Backoff(1.0, 2.0, 8.0, "none"), stable_after=10.0, clock=clock)
+    assert [lived(pauses, clock, seconds) for seconds in (1.0, 9.0, 10.0, 1.0)] == [1.0, 2.0, 1.0, 2.0]
+
+
+def test_attempts_that_fail_between_two_short_lives_count_too():
+    clock = FakeClock()
+    pauses = Pauses(Backoff(1.0, 2.0, 64.0, "none"), clock=clock)
+    assert [pauses.next(), pauses.next(), lived(pauses, clock, 1.0), pauses.next()] == [1.0, 2.0, 4.0, 8.0]
+    assert pauses.failures == 4
+
+
+def test_time_spent_without_a_link_is_no_stable_spell():
+    clock = FakeClock()
+    pauses = Pauses(Backoff(1.0, 2.0, 64.0, "none"), stable_after=10.0, clock=clock)
+    lived(pauses, clock, 1.0)
+    clock.time += 1000.0
+    assert pauses.next() == 2.0
+
+
+def test_pauses_end_when_so_many_failures_came_in_a_row():
+    clock = FakeClock()
+    pauses = Pauses(Backoff(1.0, jitter="none", attempts=3), stable_after=10.0, clock=clock)
+    assert [pauses.next(), pauses.next(), pauses.next()] == [1.0, 2.0, None]
+    assert lived(pauses, clock, 10.0) == 1.0
+
+
+def test_busy_broker_lengthens_one_pause_and_not_the_next():
+    pauses = Pauses(Backoff(1.0, 2.0, 1000.0, "none"), clock=FakeClock())
+    assert [pauses.next(), pauses.next(busy=True), pauses.next()] == [1.0, 32.0, 4.0]
+
+
+@given(backoffs, st.lists(st.floats(0.0, 9.9), min_size=1, max_size=50), st.integers())
+def test_short_lives_never_bring_back_the_first_pause(backoff, lives, seed):
+    clock = FakeClock()
+    pauses = Pauses(backoff, stable_after=10.0, clock=clock, rng=random.Random(seed))
+    given_by_backoff = random.Random(seed)
+    for number, seconds in enumerate(lives):
+        assert lived(pauses, clock, seconds) == backoff.delay(number, given_by_backoff)
+
+
+@pytest.mark.parametrize("seconds", [-1, None, "10", float("inf"), True])
+def test_stable_spell_that_is_no_number_of_seconds_is_refused(seconds):
+    with pytest.raises(ConfigurationError, match=r"Pauses\.stable_after"):
+        Pauses(stable_after=seconds)
