@@ -13,12 +13,12 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pika
 
 from labkit.errors import ConnectError, Kind, classify, connect_error, describe
-from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Dispatcher
+from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Event
 from labkit.retry import Backoff, Clock, call_with_retry
 from labkit.settings import BrokerSettings
 from labkit.urls import join_address
@@ -28,20 +28,50 @@ LOGGER = logging.getLogger(__name__)
 SHORTEST_LIMIT = 0.001  # seconds; Pika refuses a limit of 0
 
 
+class Emitter(Protocol):
+    """Where events go: a :class:`labkit.events.Dispatcher`, for example."""
+
+    def emit(self, event: Event, /) -> None:
+        """Hand *event* on; never raises."""
+
+
 class Bringup:
     """One way from settings to an open connection, with its deadline. Used once, by one thread.
 
     Nothing runs on after the deadline but, at most, a name lookup, and that holds no connection: every attempt
     to connect runs on the calling thread, with a limit that Pika keeps.
+
+    Args:
+        settings: Where to connect.
+        events: Where every event goes.
+        clock: Where time comes from.
+        open_one: Opens a connection to one address within ``parameters.stack_timeout``.
+        backoff: The pauses; None: ``settings.connection_attempts`` and ``retry_delay``, as Pika takes them.
+        deadline: Seconds for everything; None: ``settings.connect_deadline``. One round over the hosts never gets
+            more than the latter.
+        stop: Set by another thread, it ends the pauses and the attempts after the running one.
     """
 
     def __init__(
         self,
         settings: BrokerSettings,
-        events: Dispatcher,
+        events: Emitter,
         clock: Clock,
         open_one: Callable[[pika.ConnectionParameters], Any],
+        *,
+        backoff: Backoff | None = None,
+        deadline: float | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
+        self._backoff = backoff or Backoff(
+            initial=settings.retry_delay,
+            factor=1.0,
+            maximum=settings.retry_delay,
+            jitter="none",
+            attempts=settings.connection_attempts,
+        )
+        self._deadline = settings.connect_deadline if deadline is None else deadline
+        self._stop = stop
         self._settings = settings
         self._events = events
         self._clock = clock
@@ -55,20 +85,14 @@ class Bringup:
         settings = self._settings
         self._hosts = settings.to_pika()  # reads the TLS files: what is wrong with them is no connect error
         self._started = self._clock.now()
-        self._ends = self._started + settings.connect_deadline
-        pauses = Backoff(
-            initial=settings.retry_delay,
-            factor=1.0,
-            maximum=settings.retry_delay,
-            jitter="none",
-            attempts=settings.connection_attempts,
-        )
+        self._ends = self._started + self._deadline
         try:
             return call_with_retry(
                 self._try_every_host,
-                deadline=settings.connect_deadline,
-                backoff=pauses,
+                deadline=self._deadline,
+                backoff=self._backoff,
                 clock=self._clock,
+                stop=self._stop,
                 on_attempt=lambda attempt: self._report_failure(next_delay=attempt.pause),
             )
         except Exception as exc:
@@ -78,7 +102,7 @@ class Bringup:
         hosts = list(self._hosts)
         failure: Exception | None = None
         for position, parameters in enumerate(hosts):
-            if failure is not None and self._left() <= 0:
+            if failure is not None and (self._left() <= 0 or (self._stop is not None and self._stop.is_set())):
                 break
             self._report_failure(next_delay=0.0)  # the previous host's
             try:
@@ -131,7 +155,7 @@ class Bringup:
 
     def _share(self, hosts: int) -> float:
         """Seconds for the next of so many hosts: a silent first one must leave time for the others."""
-        return max(SHORTEST_LIMIT, self._left() / hosts)
+        return max(SHORTEST_LIMIT, min(self._left(), self._settings.connect_deadline) / hosts)
 
     def _report_failure(self, *, next_delay: float | None) -> None:
         if self._failed is not None:

@@ -181,6 +181,11 @@ class Dispatcher:
     def __repr__(self) -> str:
         return f"Dispatcher(listeners={len(self._listeners)}, failures={self.failures})"
 
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Who is told, in this order."""
+        return self._listeners
+
     def add(self, listener: Listener) -> None:
         """Tell *listener* too, from now on.
 

@@ -6,6 +6,7 @@ from typing import Any
 import pika
 
 from labkit.bringup import Bringup
+from labkit.connection import Connection
 from labkit.events import ConnectionBlocked, ConnectionUnblocked, Dispatcher, Listener
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
@@ -65,6 +66,20 @@ class ConnectionFactory:
         connection = Bringup(self.settings, self.events, self._clock, pika.BlockingConnection).run()
         self._report_alarms(connection)
         return connection
+
+    def connect(self, *, deadline: float | None = None) -> Connection:
+        """Return an open connection that any thread may use; it does not recover from a loss.
+
+        Args:
+            deadline: Seconds for everything; None: ``settings.connect_deadline``.
+
+        Raises:
+            ConnectError: as :meth:`Connection.open` does.
+
+        Emits what :class:`Connection` does, to the factory's listeners.
+        """
+        connection = Connection(self.settings, backoff=self.backoff, listeners=[self.events.emit])
+        return connection.open(deadline=deadline)
 
     def _report_alarms(self, connection: pika.BlockingConnection) -> None:
         name = self.settings.connection_name

@@ -1,13 +1,14 @@
 """What a broker is told to hold and to carry, as data. No I/O."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pika
 
 from labkit.errors import ConfigurationError
 from labkit.frozen import FrozenMapping
-from labkit.validation import table
+from labkit.validation import checked_name, table
 
 PERSISTENT, TRANSIENT = 2, 1  # AMQP 0-9-1, section 1.8.3 (basic.delivery-mode)
 
@@ -125,6 +126,127 @@ class Message:
             expiration=None if self.expiration is None else str(round(self.expiration * 1000)),
             delivery_mode=PERSISTENT if self.persistent else TRANSIENT,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue, as it is to be. Durable unless said otherwise: RabbitMQ 4 phases out shared queues that are not.
+
+    Attributes:
+        name: Up to 255 bytes; "": the broker chooses one and tells it.
+        arguments: Read-only, such as ``{"x-queue-type": "quorum"}``.
+
+    Raises:
+        ConfigurationError: a value that cannot be.
+    """
+
+    name: str = ""
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=FrozenMapping)
+
+    def __post_init__(self) -> None:
+        _check_name("Queue.name", self.name)
+        _check_flags(self, "durable", "exclusive", "auto_delete")
+        _freeze_arguments(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange, as it is to be.
+
+    Attributes:
+        name: 1 to 255 bytes; the default exchange "" cannot be declared.
+        type: "direct", "fanout", "topic", "headers", or a plug-in's.
+        internal: Whether only other exchanges may publish to it.
+        arguments: Read-only, such as ``{"alternate-exchange": "lost"}``.
+
+    Raises:
+        ConfigurationError: a value that cannot be.
+    """
+
+    name: str
+    type: str = "direct"
+    durable: bool = True
+    auto_delete: bool = False
+    internal: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=FrozenMapping)
+
+    def __post_init__(self) -> None:
+        checked_name("Exchange.name", self.name)
+        checked_name("Exchange.type", self.type)
+        _check_flags(self, "durable", "auto_delete", "internal")
+        _freeze_arguments(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """From an exchange to a queue or to another exchange. Two bindings are one only if everything is equal.
+
+    Attributes:
+        source: The exchange; its name, or an :class:`Exchange`.
+        destination: A queue's name, a :class:`Queue` or an :class:`Exchange`; kept as a name.
+        routing_key: Up to 255 bytes.
+        arguments: Read-only; what a headers exchange matches.
+        kind: What the destination is: "queue" or "exchange"; a :class:`Queue` or :class:`Exchange` says it itself.
+
+    Raises:
+        ConfigurationError: a value that cannot be.
+    """
+
+    source: str | Exchange
+    destination: str | Queue | Exchange
+    routing_key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=FrozenMapping)
+    kind: Literal["queue", "exchange"] = "queue"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.destination, Exchange):
+            object.__setattr__(self, "kind", "exchange")
+        for name in ("source", "destination"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value.name if isinstance(value, Queue | Exchange) else value)
+        checked_name("Binding.source", self.source)
+        checked_name("Binding.destination", self.destination)
+        _check_name("Binding.routing_key", self.routing_key)
+        if self.kind not in ("queue", "exchange"):
+            raise ConfigurationError(
+                f"Binding.kind: {self.kind!r} is not allowed; allowed: 'queue' or 'exchange'",
+                field="kind",
+                value=self.kind,
+                allowed="'queue' or 'exchange'",
+            )
+        _freeze_arguments(self)
+
+
+def _check_name(name: str, value: object) -> None:
+    if value != "":
+        checked_name(name, value)
+
+
+def _check_flags(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, bool):
+            what = f"{type(owner).__name__}.{name}"
+            raise ConfigurationError(
+                f"{what}: a {type(value).__name__} is not allowed; allowed: True or False",
+                field=name,
+                allowed="True or False",
+            )
+
+
+def _freeze_arguments(owner: Any) -> None:
+    try:
+        object.__setattr__(owner, "arguments", table(owner.arguments))
+    except ValueError as exc:
+        problem = (
+            f"{type(owner).__name__}.arguments: {exc}; allowed: a mapping of names to what an AMQP table can carry"
+        )
+    else:
+        return
+    raise ConfigurationError(problem, field="arguments", allowed="a mapping of names to what an AMQP table can carry")
 
 
 def _as_bytes(body: object) -> bytes:

@@ -1,0 +1,333 @@
+"""The side of a channel that lives on the I/O thread: Pika's channel, and who waits for which answer.
+
+Holds neither the user's ``Channel`` nor its ``Connection``, so that both can be collected when they are forgotten.
+"""
+
+import logging
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pika
+import pika.exceptions as px
+
+from labkit.delivery import Delivery
+from labkit.errors import ChannelLost, ConfigurationError, LabkitError, describe
+from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled, MessageReturned
+from labkit.io_thread import Waiter
+from labkit.link import Link
+from labkit.mailbox import Mailbox
+from labkit.private_pika import unsent_bytes
+from labkit.topology import Message
+
+LOGGER = logging.getLogger(__name__)
+UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
+UNSENT_PAUSE = 0.02  # seconds between two looks at them
+# What Pika and Python raise for a value that does not fit AMQP (a long name, an odd header); nothing was sent.
+NOT_SENDABLE = (
+    px.ShortStringTooLong,
+    px.UnsupportedAMQPFieldException,
+    struct.error,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+)
+
+
+class Request:
+    """One call on its way: what to do on the I/O thread, and who waits for the answer.
+
+    Args:
+        begin: Sends it; later it, or Pika's callback, settles the request.
+        is_publish: It may be held back while the broker takes no publishes.
+    """
+
+    __slots__ = ("begin", "is_publish", "waiter")
+
+    def __init__(self, begin: Callable[["Request"], None], *, is_publish: bool = False) -> None:
+        self.begin = begin
+        self.is_publish = is_publish
+        self.waiter = Waiter()
+
+    def settle(self, value: Any = None) -> None:
+        """Answer."""
+        self.waiter.settle(value)
+
+
+@dataclass(eq=False)
+class _Consumer:
+    queue: str
+    handler: Callable[[Delivery], object]
+    mailbox: Mailbox
+    waiting: dict[int, Delivery] = field(default_factory=dict)  # queued for the handler, by delivery tag
+    is_cancelled: bool = False
+
+
+class Core:
+    """One Pika channel on one link. On the I/O thread only, but for ``is_open``, ``is_closed`` and ``reason``."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.io = link.io
+        self.pika: Any = None
+        self.number = 0
+        self.prefetch: int | None = None
+        self.reason: BaseException | None = None
+        self.is_open = False
+        self.is_closed = False
+        self._pending: set[Request] = set()
+        self._gets: deque[tuple[str, Request]] = deque()
+        self._held: deque[Request] = deque()
+        self._consumers: dict[str, _Consumer] = {}
+        self._is_polling = False
+
+    def begin(self, request: Request) -> None:
+        """Start *request*, unless nobody waits for it any more."""
+        if request.waiter.is_abandoned:
+            return
+        if self.is_closed:
+            request.waiter.settle(error=self.lost())
+            return
+        if request.is_publish and (self._held or not self._may_publish()):
+            self._held.append(request)
+            self._look_again()
+            return
+        self._start(request)
+
+    def give_up(self, request: Request, reason: BaseException) -> None:
+        """Its caller waits no more: if it was sent and is not answered, the channel cannot be trusted any more."""
+        if request in self._held:
+            self._held.remove(request)
+        elif request in self._pending and not request.waiter.is_settled:
+            self._end(reason)
+
+    def open(self, request: Request) -> None:
+        """Open Pika's channel."""
+        connection = self.link.connection
+        if connection is None or not self.link.is_open:
+            raise self.lost(self.link.reason or px.ConnectionWrongStateError("the connection is closed"))
+
+        def opened(_: Any) -> None:
+            if not self.is_closed:
+                self.is_open = True
+                self.link.emit(ChannelOpened(number=self.number))
+            request.settle()
+
+        try:
+            self.pika = connection.channel(on_open_callback=opened)
+        except px.AMQPError as exc:
+            self.is_closed, self.reason = True, exc
+            raise self.lost() from exc
+        self.number = self.pika.channel_number
+        self.link.channels.add(self)
+        self.pika.add_on_close_callback(lambda _, reason: self._end(reason))
+        self.pika.add_on_return_callback(self._returned)
+        self.pika.add_on_cancel_callback(self._cancelled_by_broker)
+        # One for all gets: a callback a call would pile up, for Pika 1.4 cannot take one back.
+        self.pika.add_callback(lambda _: self._got(None), [pika.spec.Basic.GetEmpty], one_shot=False)
+
+    def close(self, request: Request) -> None:
+        """Close it, asked for by this side."""
+        channel = self.pika
+        self._end(None, but=request)
+        if channel is None or channel.is_closed or not self.link.is_open:
+            request.settle()
+        else:
+            channel.add_on_close_callback(lambda *_: request.settle())
+
+    def link_ended(self, reason: BaseException) -> None:
+        """The channel is gone with its link."""
+        self._end(reason)
+
+    def resume(self) -> None:
+        """Send the publishes that were held back, as far as they may go."""
+        while self._held and self._may_publish():
+            self._start(self._held.popleft())
+
+    def get(self, queue: str, request: Request) -> None:
+        """Ask for one message; one get at a time, for the answer does not say whose it is."""
+        self._gets.append((queue, request))
+        if len(self._gets) == 1:
+            self._ask()
+
+    def consume(self, queue: str, handler: Callable[[Delivery], object], request: Request) -> None:
+        """Start a consumer; the request gets its tag."""
+        consumer = _Consumer(queue, handler, Mailbox("labkit-consumer", limit=1_000_000))
+        tag: str = self.pika.basic_consume(
+            queue,
+            lambda _, method, properties, body: self._deliver(consumer, method, properties, body),
+            callback=lambda _: request.settle(tag),
+        )
+        self._consumers[tag] = consumer
+
+    def cancel(self, tag: str, request: Request) -> None:
+        """End a consumer."""
+        consumer = self._consumers.pop(tag, None)
+        if consumer is None:
+            request.settle()
+            return
+        consumer.is_cancelled = True
+
+        def cancelled(_: Any) -> None:
+            for each in consumer.waiting:
+                self.pika.basic_nack(each, requeue=True)
+            consumer.waiting.clear()
+            request.settle()
+
+        self.pika.basic_cancel(tag, callback=cancelled)
+
+    def settle(self, verb: str, tag: int, requeue: bool, timeout: float) -> None:
+        """Send the answer for a delivery; from any thread."""
+
+        def send() -> None:
+            if not self.is_open:
+                raise self.lost()
+            if verb == "ack":
+                self.pika.basic_ack(tag)
+            elif verb == "nack":
+                self.pika.basic_nack(tag, requeue=requeue)
+            else:
+                self.pika.basic_reject(tag, requeue=requeue)
+
+        self.io.call(send, timeout=timeout)
+
+    def lost(self, reason: BaseException | None = None) -> ChannelLost:
+        """Return the error for using it after its end."""
+        reason = reason or self.reason
+        text = "it was closed by this side" if reason is None else describe(reason)
+        return ChannelLost(f"the channel is gone: {text}", reason=reason)
+
+    def _start(self, request: Request) -> None:
+        if request.waiter.is_abandoned:
+            return
+        self._pending = {each for each in self._pending if not each.waiter.is_settled}
+        self._pending.add(request)
+        try:
+            request.begin(request)
+        except NOT_SENDABLE as exc:
+            problem = ConfigurationError(f"this cannot be sent: {describe(exc)}")
+            problem.__cause__ = exc
+            request.waiter.settle(error=problem)
+        except LabkitError as exc:
+            request.waiter.settle(error=exc)
+        except px.AMQPError as exc:  # closed between its last sign of life and now
+            request.waiter.settle(error=self.lost(self.reason or exc))
+        if request.waiter.is_settled:
+            self._pending.discard(request)
+
+    def _may_publish(self) -> bool:
+        connection = self.link.connection
+        return not self.link.is_blocked and connection is not None and unsent_bytes(connection) < UNSENT_MAX
+
+    def _look_again(self) -> None:
+        """An alarm's end is told; that the socket takes bytes again is not."""
+        if self._is_polling:
+            return
+        self._is_polling = True
+
+        def look() -> None:
+            self._is_polling = False
+            self.resume()
+            if self._held:
+                self._look_again()
+
+        self.io.call_later(UNSENT_PAUSE, look)
+
+    def _end(self, reason: BaseException | None, but: Request | None = None) -> None:
+        """The channel is over, for *reason*; None: this side closed it."""
+        if self.is_closed:
+            return
+        was_open = self.is_open
+        self.is_open, self.is_closed, self.reason = False, True, reason
+        self.link.channels.discard(self)
+        for request in (*self._pending, *self._held):
+            if request is not but:
+                request.waiter.settle(error=self.lost())
+        self._pending.clear()
+        self._held.clear()
+        self._gets.clear()
+        for consumer in self._consumers.values():
+            consumer.is_cancelled = True
+            consumer.waiting.clear()
+        self._consumers.clear()
+        if self.pika is not None and not (self.pika.is_closed or self.pika.is_closing) and self.link.is_open:
+            self.pika.close()
+        if was_open:
+            asked = isinstance(reason, px.ConnectionClosedByClient)  # the connection was closed, by this side
+            self.link.emit(ChannelClosed(number=self.number, reason=None if asked else reason))
+
+    def _ask(self) -> None:
+        queue, request = self._gets[0]
+        try:
+            self.pika.basic_get(
+                queue,
+                lambda _, method, properties, body: self._got(self._delivery(queue, method, properties, body)),
+            )
+        except px.AMQPError as exc:
+            self._gets.popleft()
+            request.waiter.settle(error=self.lost(self.reason or exc))
+
+    def _got(self, delivery: Delivery | None) -> None:
+        if self._gets:
+            _, request = self._gets.popleft()
+            request.settle(delivery)
+        if self._gets:
+            self._ask()
+
+    def _delivery(self, queue: str, method: Any, properties: pika.BasicProperties, body: bytes) -> Delivery:
+        return Delivery(
+            Message.received(properties, body),
+            settler=self,
+            tag=method.delivery_tag,
+            redelivered=method.redelivered,
+            exchange=method.exchange,
+            routing_key=method.routing_key,
+            queue=queue,
+        )
+
+    def _deliver(self, consumer: _Consumer, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        if consumer.is_cancelled:
+            if self.is_open:
+                self.pika.basic_nack(method.delivery_tag, requeue=True)
+            return
+        tag = method.delivery_tag
+        consumer.waiting[tag] = self._delivery(consumer.queue, method, properties, body)
+        consumer.mailbox.put(lambda: _handle(consumer, tag))
+
+    def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, __: bytes) -> None:
+        self.link.emit(
+            MessageReturned(
+                exchange=method.exchange,
+                routing_key=method.routing_key,
+                reply_code=method.reply_code,
+                reply_text=method.reply_text,
+                message_id=properties.message_id,
+            )
+        )
+
+    def _cancelled_by_broker(self, frame: Any) -> None:
+        tag = frame.method.consumer_tag
+        consumer = self._consumers.pop(tag, None)
+        if consumer is not None:
+            consumer.is_cancelled = True
+            consumer.waiting.clear()
+            self.link.emit(ConsumerCancelled(queue=consumer.queue, consumer_tag=tag))
+
+
+def _handle(consumer: _Consumer, tag: int) -> None:
+    """Call the handler; on the consumer's own thread."""
+    delivery = consumer.waiting.pop(tag, None)
+    if delivery is None:  # given back meanwhile
+        return
+    try:
+        consumer.handler(delivery)
+    except Exception:
+        LOGGER.exception("the handler for %r failed", consumer.queue)
+        if not delivery.is_settled:
+            try:
+                delivery.nack(requeue=not delivery.redelivered)
+            except LabkitError as exc:
+                LOGGER.info("not given back: %s", exc)

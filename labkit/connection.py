@@ -1,0 +1,323 @@
+"""A connection for every thread: opened, used, watched and closed from anywhere, with a deadline on every wait.
+
+What it does is in two places: ``labkit.lifecycle`` (states and events, on the I/O thread) and ``labkit.opening``.
+"""
+
+import atexit
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from labkit import io_thread
+from labkit.channel import Channel
+from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError
+from labkit.events import Dispatcher, Listener
+from labkit.io_thread import Waiter
+from labkit.lifecycle import Lifecycle, Role, State, Way
+from labkit.link import Link
+from labkit.opening import follow, start_recovery
+from labkit.retry import Backoff
+from labkit.settings import BrokerSettings
+from labkit.validation import checked_number
+
+LOGGER = logging.getLogger(__name__)
+CHANNEL_TIMEOUT = 10.0  # seconds to open a channel
+CLOSE_TIMEOUT = 5.0  # seconds for the broker's goodbye
+ABORT_TIMEOUT = 1.0  # seconds for a turn on the I/O thread
+FLUSH_TIMEOUT = 1.0  # seconds that open() and close() give the listeners to hear what happened so far
+EXIT_TIMEOUT = 1.5  # seconds for all connections together when the interpreter ends; 2 are promised
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionStatus:
+    """A connection at one moment. ``repr`` shows what is the same on every run.
+
+    Attributes:
+        state: Where it is.
+        is_open: Whether it can be used now.
+        is_blocked: Whether the broker has stopped it from publishing.
+        generation: How many links there have been.
+        channels: Channels open now.
+        reason: What ended the last link, or the last attempt; None: nothing did.
+        retired: Links of this process that were given up and have not ended yet.
+        lag: Seconds the I/O thread is behind.
+        bytes_received: By the current link.
+        bytes_sent: By the current link; what waits to be sent counts.
+        listener_failures: How often a listener raised.
+        dropped_events: Events that a slow listener did not hear of.
+    """
+
+    state: State
+    is_open: bool
+    is_blocked: bool
+    generation: int
+    channels: int
+    reason: BaseException | None = field(default=None, repr=False)
+    retired: int = field(default=0, repr=False)
+    lag: float = field(default=0.0, repr=False)
+    bytes_received: int = field(default=0, repr=False)
+    bytes_sent: int = field(default=0, repr=False)
+    listener_failures: int = field(default=0, repr=False)
+    dropped_events: int = field(default=0, repr=False)
+
+
+class Connection:
+    """One AMQP connection that any thread may use, and that says what happens to it.
+
+    Its heartbeats are served by the I/O thread, whatever the user's threads do. ``is_open`` tells the truth: a link
+    on which nothing was heard for 2 x heartbeat is lost. (With ``heartbeat=0`` there is no such watch: a dead link is
+    noticed by TCP, which can take many minutes. A heartbeat function is called on the I/O thread, once a link, with
+    Pika's connection and the broker's value, and must return at once; what it raises fails the connect.)
+
+    Without *recovery* a lost connection is FAILED, and :meth:`open` may be called again. With it, it connects anew
+    until it is closed, the broker refuses for good, or ``backoff.attempts`` are used up; pauses start small again
+    after a link that lived for 10 seconds. Channels never recover.
+
+    A connection that is forgotten without :meth:`close` is closed when Python collects it; one that is open when the
+    interpreter ends is closed then. In a child process after a fork it is NEW, and the parent's is not touched.
+
+    Args:
+        settings: Where to connect. ``connection_attempts`` and ``retry_delay`` are Pika's own retry and not used here.
+        backoff: The pauses between attempts.
+        recovery: Whether to connect anew after a loss; seconds: for so long after each loss.
+        listeners: Functions that hear of every event, in order, on a thread of their own.
+
+    Raises:
+        ConfigurationError: an argument that cannot be. The constructor does no I/O.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        *,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        recovery: bool | float = False,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        _check_type("settings", settings, BrokerSettings)
+        _check_type("backoff", backoff, Backoff)
+        self.settings = settings
+        self.backoff = backoff
+        self.recovery = recovery if isinstance(recovery, bool) else float(checked_number("recovery", recovery))
+        self.events = Dispatcher(listeners)
+        self._io = io_thread.SHARED
+        self._life = self._new_life()
+        _ALL.add(self)
+
+    def __repr__(self) -> str:
+        return f"Connection({self.state.value})"
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
+        self.close()  # raises nothing for a dead link, so the body's own exception survives
+
+    @property
+    def state(self) -> State:
+        """Where it is now."""
+        return self._life.state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used now. Cheap: no I/O, no lock."""
+        return self._life.is_open
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes no publishes now (an alarm: memory or disk)."""
+        link = self._life.link
+        return link is not None and link.is_open and link.is_blocked
+
+    @property
+    def generation(self) -> int:
+        """How many links there have been, attempts that failed included."""
+        return self._life.generation
+
+    def open(self, *, deadline: float | None = None) -> Self:
+        """Connect, and return self; nothing happens if it is open. Another thread's attempt is waited for.
+
+        Args:
+            deadline: Seconds for everything: names, hosts, attempts, pauses; None: ``settings.connect_deadline``.
+
+        Raises:
+            AuthenticationFailed, AccessRefused, TlsError: the broker refused. Not retried.
+            ConnectError: nothing worked in time; ``__cause__`` is the last error.
+            NotConnected: it was closed meanwhile, or lost at once.
+            ConfigurationError: a TLS file cannot be read.
+
+        Emits ConnectAttempted, then AttemptFailed or ConnectionOpened; ConnectionGivenUp before it raises.
+        """
+        seconds = self.settings.connect_deadline if deadline is None else float(checked_number("deadline", deadline))
+        ends = time.monotonic() + seconds
+        life = self._life
+        try:
+            way = self._io.call(life.begin_opening, timeout=seconds)
+            if way is not None:
+                follow(life, way, self.settings, self.backoff, seconds)
+            if not self.is_open:
+                life.wait_for(State.OPEN, ends - time.monotonic())
+        finally:
+            life.mailbox.flush(FLUSH_TIMEOUT)
+        return self
+
+    def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Say goodbye to the broker; drop the socket if it does not answer within *timeout* seconds.
+
+        Ends an attempt to connect, and recovery. Twice is fine, from any thread; never raises for a dead link.
+        """
+        checked_number("timeout", timeout)
+        life = self._life
+        self._end(lambda: life.begin_closing(timeout), timeout)
+
+    def abort(self) -> None:
+        """Drop the socket without a word to the broker, which gives back what was unacknowledged."""
+        self._end(self._life.begin_aborting, ABORT_TIMEOUT)
+
+    def channel(self, *, timeout: float = CHANNEL_TIMEOUT) -> Channel:
+        """Return a new channel.
+
+        Raises:
+            NotConnected: it is not open; ``reason`` is what ended it.
+            ChannelLost: the link ended meanwhile, or there is no free channel number.
+            DeadlineExceeded: the broker did not answer within *timeout* seconds.
+        """
+        checked_number("timeout", timeout)
+        link = self._life.link
+        if link is None or not self.is_open:
+            raise self._life.not_connected()
+        try:
+            return Channel(self, link, timeout=timeout)
+        finally:
+            self._life.mailbox.flush(FLUSH_TIMEOUT)
+
+    def wait_for(self, state: State, *, timeout: float) -> None:
+        """Return when it is, or has been meanwhile, in *state*.
+
+        Raises:
+            NotConnected: that state can no longer be reached; said at once. ``reason`` is why.
+            DeadlineExceeded: it was not reached within *timeout* seconds.
+        """
+        _check_type("state", state, State)
+        self._life.wait_for(state, checked_number("timeout", timeout))
+
+    def status(self) -> ConnectionStatus:
+        """Return all there is to say about it at this moment. No I/O."""
+        life = self._life
+        link = life.link
+        wire = None if link is None else link.connection
+        return ConnectionStatus(
+            state=life.state,
+            is_open=life.is_open,
+            is_blocked=self.is_blocked,
+            generation=life.generation,
+            channels=0 if link is None else len(link.channels),
+            reason=life.reason,
+            retired=sum(1 for each in self._io.hosted() if isinstance(each, Link) and each.is_retired),
+            lag=self._io.lag,
+            bytes_received=0 if wire is None else wire.bytes_received,
+            bytes_sent=0 if wire is None else wire.bytes_sent,
+            listener_failures=self.events.failures,
+            dropped_events=life.mailbox.dropped,
+        )
+
+    # For labkit's own roles and pool, from any thread.
+
+    def _add_role(self, role: Role, *, timeout: float = CHANNEL_TIMEOUT) -> None:
+        """Have *role* restored on every link from now on; on the present one, if there is one, before this returns.
+
+        Raises:
+            DeadlineExceeded: it was not done within *timeout* seconds; the role stays.
+            Exception: what it called ``done`` with.
+        """
+        life, waiter = self._life, Waiter()
+        self._io.post(lambda: life.add_role(role, waiter))
+        if not waiter.wait(timeout):
+            raise DeadlineExceeded(f"not restored within {timeout:g} s", deadline=timeout)
+        waiter.result()
+
+    def _remove_role(self, role: Role) -> None:
+        """Restore *role* no more."""
+        roles = self._life.roles
+        self._io.post(lambda: roles.remove(role) if role in roles else None)
+
+    def _retire(self, reason: Exception) -> None:
+        """Give the present link up as the watchdog would: it is lost now, and its socket ends by itself."""
+        link = self._life.link
+        if link is not None:
+            self._io.post(lambda: link.retire(reason))
+
+    def _end(self, begin: Callable[[], None], timeout: float) -> None:
+        life = self._life
+        if life.state is State.NEW and life.way is None:
+            return
+        try:
+            self._io.post(begin)
+            life.wait_for(State.CLOSED, timeout + FLUSH_TIMEOUT)
+        except LabkitError as exc:
+            LOGGER.warning("closing: %s", exc)
+        life.mailbox.flush(FLUSH_TIMEOUT)
+
+    def _new_life(self) -> Lifecycle:
+        settings, backoff = self.settings, self.backoff
+        deadline = None if isinstance(self.recovery, bool) else self.recovery
+
+        def recover(life: Lifecycle, way: Way, failures: int) -> None:
+            start_recovery(life, way, settings, backoff, failures, deadline)
+
+        return Lifecycle(
+            self._io,
+            self,
+            name=settings.connection_name,
+            events=self.events,
+            recovers=self.recovery is not False,
+            start_recovery=recover,
+        )
+
+
+def _check_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise ConfigurationError(
+            f"{name}: a {type(value).__name__} is not allowed; allowed: {wanted.__name__}",
+            field=name,
+            allowed=wanted.__name__,
+        )
+
+
+_ALL: weakref.WeakSet[Connection] = weakref.WeakSet()
+_INHERITED: list[object] = []  # what a child process must not collect: it belongs to the parent
+
+
+def _at_exit() -> None:
+    """Close what is open, all at once, within the time; start nothing new."""
+    ends = time.monotonic() + EXIT_TIMEOUT
+    lives = [each._life for each in list(_ALL) if each.state not in (State.NEW, State.CLOSED)]
+    try:
+        for life in lives:
+            life.io.post(lambda life=life: life.begin_closing(EXIT_TIMEOUT / 2))  # type: ignore[misc]
+        for life in lives:
+            life.wait_for(State.CLOSED, ends - time.monotonic())
+    except LabkitError as exc:
+        LOGGER.debug("not closed in time: %s", exc)
+
+
+def _in_child() -> None:
+    """Forget everything after a fork: the threads are the parent's, and so are the links."""
+    _INHERITED.append(io_thread.SHARED.forget())
+    for each in list(_ALL):
+        life = each._life
+        each.events = Dispatcher(each.events.listeners)  # its lock may be held by a thread that is not here
+        each._life = each._new_life()
+        _INHERITED.append(life)
+        if life.link is not None:
+            life.link.forget()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,276 @@
+"""One physical connection on the I/O thread: from the first byte to the last, and never again.
+
+A link does not reconnect and knows no states but open or not; ``labkit.connection`` makes a new one for that.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pika
+import pika.exceptions as px
+
+from labkit.events import Event
+from labkit.io_thread import IoThread, Timer, Waiter
+from labkit.private_pika import drop, forget_socket
+
+LOGGER = logging.getLogger(__name__)
+GRACE = 0.5  # seconds after Pika's own time limit before ours ends an attempt
+RETIRED_MAX = 30.0  # seconds to wait for a retired link's goodbye if there are no heartbeats to judge by
+
+
+class Owner(Protocol):
+    """Who made the link. All are called on the I/O thread."""
+
+    def link_lost(self, link: "Link", reason: BaseException) -> None:
+        """It was open and is not any more."""
+
+    def link_blocked(self, link: "Link", reason: str) -> None:
+        """The broker takes no publishes now."""
+
+    def link_unblocked(self, link: "Link") -> None:
+        """It takes them again."""
+
+    def emit(self, event: Event) -> None:
+        """Tell the listeners, off the I/O thread."""
+
+
+class ChannelCore(Protocol):
+    """What the link tells the channels on it."""
+
+    def link_ended(self, reason: BaseException) -> None:
+        """The channel is gone with its link."""
+
+    def resume(self) -> None:
+        """Publishes that were held back may go now."""
+
+
+class Watchdog:
+    """Judge by a byte counter whether the other side still lives. Pure: the time is an argument.
+
+    RabbitMQ sends something at least every half heartbeat, so 2 x heartbeat of silence is the end. A look that
+    itself came late (this process was stopped, or the loop was busy) does not count as silence: what was sent
+    meanwhile may wait unread, so one more look is granted.
+
+    The counter moves with whole frames: one frame of 128 KiB that takes longer than 2 x heartbeat counts as silence.
+
+    Args:
+        heartbeat: Seconds, as agreed with the broker. 0: never judge.
+        now: Seconds.
+    """
+
+    def __init__(self, heartbeat: float, now: float) -> None:
+        self.limit = 2.0 * heartbeat
+        self._seen = -1
+        self._heard_at = now
+
+    def is_silent(self, now: float, received: int, *, is_late: bool = False) -> bool:
+        """Whether nothing was *received* (bytes so far) for 2 x heartbeat."""
+        if received != self._seen:
+            self._seen, self._heard_at = received, now
+        return bool(self.limit) and not is_late and now - self._heard_at > self.limit
+
+
+class Link:
+    """A ``SelectConnection`` and what labkit knows about it. On the I/O thread only, but for :attr:`is_open`.
+
+    Args:
+        io: The thread.
+        owner: Who hears of what happens to it.
+
+    Attributes:
+        generation: Which of the owner's links it is, from 1.
+        on_loss: Who waits for something on it, and gets the error if it ends first.
+    """
+
+    def __init__(self, io: IoThread, owner: Owner) -> None:
+        self.io = io
+        self.generation = 0
+        self.on_loss: Waiter | None = None
+        self.reason: BaseException | None = None
+        self.is_open = False
+        self.is_blocked = False
+        self.is_retired = False
+        self.blocked_at = 0.0
+        self.opened_at = 0.0
+        self.connection: pika.SelectConnection | None = None
+        self.channels: set[ChannelCore] = set()
+        self._owner = owner
+        self._watchdog: Watchdog | None = None
+        self._waiter: Waiter | None = None
+        self._limit: Timer | None = None
+        self._on_gone: list[Callable[[], None]] = []
+        self._heartbeat_error: Exception | None = None
+
+    def __repr__(self) -> str:
+        return f"Link({'open' if self.is_open else 'not open'}, generation={self.generation})"
+
+    def emit(self, event: Event) -> None:
+        """Tell the owner's listeners."""
+        self._owner.emit(event)
+
+    def start(self, parameters: pika.ConnectionParameters, waiter: Waiter) -> None:
+        """Connect; *waiter* gets this link once it is open, or the error."""
+        self._waiter = waiter
+        if callable(parameters.heartbeat):
+            parameters.heartbeat = self._guarded(parameters.heartbeat)
+        self.io.host(self)
+        self.connection = pika.SelectConnection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_open_error,
+            on_close_callback=self._on_close,
+            custom_ioloop=self.io.ioloop(),
+        )
+        self.connection.add_on_connection_blocked_callback(self._on_blocked)
+        self.connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        if parameters.stack_timeout is not None:
+            text = f"not open within {parameters.stack_timeout:.1f} s"
+            self._limit = self.io.call_later(parameters.stack_timeout + GRACE, lambda: self.drop(TimeoutError(text)))
+
+    def tick(self, now: float, is_late: bool) -> None:
+        """Look at the byte counter."""
+        if not self.is_open or self.connection is None:
+            return
+        if self._watchdog is None:
+            # Here, not in on_open: the time of the handshake is no silence.
+            self._watchdog = Watchdog(float(self.connection.params.heartbeat or 0), now)
+        if self._watchdog.is_silent(now, self.connection.bytes_received, is_late=is_late):
+            limit = self._watchdog.limit
+            self.retire(px.AMQPHeartbeatTimeout(f"nothing was received for {limit:g} s (2 x heartbeat)"))
+
+    def close(self, timeout: float, done: Callable[[bool], None]) -> None:
+        """Ask the broker to close and call *done*: with True if it agreed, False if *timeout* seconds went by."""
+        if self.connection is None or self.connection.is_closed:
+            done(True)
+            return
+        self._end_quietly()
+
+        def late() -> None:
+            self._on_gone.remove(agreed)
+            self.drop(px.ConnectionOpenAborted(f"the broker did not say goodbye within {timeout:g} s"))
+            done(False)
+
+        def agreed() -> None:
+            timer.cancel()
+            done(True)
+
+        self._on_gone.append(agreed)
+        timer = self.io.call_later(timeout, late)
+        if not self.connection.is_closing:
+            self.connection.close()
+
+    def retire(self, reason: Exception) -> None:
+        """Give the link up, and let it end by itself: its owner may connect anew at once.
+
+        The broker, if it still hears us, is told; if it does not, the socket is closed when the broker must have
+        noticed too (RabbitMQ gives up after 2 to 3 heartbeats of silence).
+        """
+        if not self.is_open or self.connection is None:
+            return
+        heartbeat = float(self.connection.params.heartbeat or 0)
+        self.is_retired = True
+        self.io.host(self)
+        self._lost(reason)
+        self.close(3 * heartbeat or RETIRED_MAX, lambda _: None)
+
+    def drop(self, reason: Exception) -> None:
+        """Close the socket without asking the broker; the owner of an open link hears that it is lost."""
+        if self.connection is not None:
+            try:
+                drop(self.connection, reason)
+            except Exception as exc:  # noqa: BLE001 - Pika says so if it was about to end anyway
+                LOGGER.debug("dropped: %r", exc)
+        self._lost(reason)
+
+    def crashed(self, reason: BaseException) -> None:
+        """The loop it lived on has crashed."""
+        self._lost(reason)
+
+    def dispose(self, reason: Exception) -> None:
+        """Close the socket, on the loop that crashed, and tell nobody: :meth:`crashed` does."""
+        if self.connection is not None:
+            drop(self.connection, reason)
+
+    def forget(self) -> None:
+        """Be gone, in a child process after a fork: no word to the broker, nothing to wait for."""
+        if self.connection is not None:
+            forget_socket(self.connection)
+        self.is_open = False
+        for channel in list(self.channels):
+            channel.link_ended(px.ConnectionWrongStateError("made before a fork; this is another process"))
+
+    def _guarded(self, function: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
+        """Keep what a heartbeat function raises: Pika would report a lost stream, and labkit would try again."""
+
+        def heartbeat(connection: Any, offered: int) -> int:
+            try:
+                return function(connection, offered)
+            except Exception as exc:
+                self._heartbeat_error = exc
+                raise
+
+        return heartbeat
+
+    def _on_open(self, _: Any) -> None:
+        self._stop_limit()
+        self.is_open = True
+        if self._waiter is not None and not self._waiter.is_abandoned:
+            self._waiter.settle(self)
+        else:  # who asked has gone meanwhile
+            self.drop(px.ConnectionOpenAborted("nobody waits for this connection any more"))
+
+    def _on_open_error(self, _: Any, error: BaseException) -> None:
+        self._gone()
+        self._lost(self._heartbeat_error or error)
+
+    def _on_close(self, _: Any, error: BaseException) -> None:
+        self._gone()
+        self._lost(error)
+
+    def _on_blocked(self, _: Any, frame: Any) -> None:
+        self.is_blocked = True
+        if self.is_open:
+            self._owner.link_blocked(self, str(frame.method.reason))
+
+    def _on_unblocked(self, _: Any, __: Any) -> None:
+        self.is_blocked = False
+        if self.is_open:
+            self._owner.link_unblocked(self)
+        for channel in list(self.channels):
+            channel.resume()
+
+    def _end_quietly(self) -> None:
+        """From now on what happens to it is nobody's news."""
+        self.is_open = False
+        self._end_channels(px.ConnectionClosedByClient(200, "closed by this side"))
+
+    def _lost(self, reason: BaseException) -> None:
+        """Settle everything that hangs on the link; once."""
+        self._stop_limit()
+        if self.reason is None:
+            self.reason = reason
+        was_open, self.is_open = self.is_open, False
+        self._end_channels(reason)
+        for waiter in (self._waiter, self.on_loss):
+            if waiter is not None:
+                waiter.settle(error=reason)
+        if was_open:
+            self._owner.link_lost(self, reason)
+
+    def _end_channels(self, reason: BaseException) -> None:
+        for channel in list(self.channels):
+            channel.link_ended(reason)
+        self.channels.clear()
+
+    def _gone(self) -> None:
+        """The socket is closed."""
+        self.io.release(self)
+        callbacks, self._on_gone = self._on_gone, []
+        for callback in callbacks:
+            callback()
+
+    def _stop_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None

@@ -1,0 +1,112 @@
+"""Run functions off the I/O thread, one at a time and in order. Knows nothing of connections.
+
+The thread is a daemon, starts with the first task and ends when there has been none for a while: a hundred
+connections that nobody listens to need none.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+LOGGER = logging.getLogger(__name__)
+IDLE = 1.0  # seconds without a task after which the thread ends
+
+Task = Callable[[], object]
+
+
+class Mailbox:
+    """A line of tasks and, while there are any, a thread for them. Thread-safe.
+
+    What a task raises is logged and counted, and the next one runs.
+
+    Args:
+        name: The thread's.
+        limit: Tasks that may wait; more are dropped and counted.
+
+    Attributes:
+        dropped: How many tasks found the line full, or no thread to run on (the interpreter is ending).
+        failures: How many raised.
+    """
+
+    def __init__(self, name: str, *, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+        self.failures = 0
+
+    def put(self, task: Task) -> bool:
+        """Queue *task* and return at once; False if it was dropped."""
+        with self._lock:
+            if self._tasks.qsize() >= self._limit:
+                self.dropped += 1
+                return False
+            self._tasks.put(task)
+            if self._thread is not None:
+                return True
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # the interpreter is ending: no new threads
+                self._thread = None
+                self.dropped += 1
+                return False
+            return True
+
+    def clear(self) -> int:
+        """Forget the tasks that have not begun; return how many."""
+        count = 0
+        try:
+            while True:
+                self._tasks.get_nowait()
+                count += 1
+        except queue.Empty:
+            return count
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all tasks queued so far are done; False if they are not within *timeout* seconds.
+
+        At once True when nothing runs; at once False inside a task, which cannot wait for itself.
+        """
+        thread = self._thread
+        if thread is None:
+            return True
+        if thread is threading.current_thread():
+            return False
+        done = threading.Lock()
+        done.acquire()
+        return self.put(done.release) and done.acquire(timeout=max(0.0, timeout))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its thread has ended."""
+        return self._thread is None
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until its thread has ended; for those who count threads."""
+        ends = time.monotonic() + timeout
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, ends - time.monotonic()))
+        return self.is_idle
+
+    def _run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if self._tasks.empty():
+                        self._thread = None
+                        return
+                continue
+            try:
+                task()
+            except Exception:
+                self.failures += 1
+                LOGGER.exception("a task of %s failed; the next one runs", self._name)
+            del task  # a task may hold what should be collected

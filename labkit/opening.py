@@ -1,0 +1,144 @@
+"""Bring a connection up from a thread that may wait: the caller of ``open()``, or a recovery's own.
+
+The thread walks hosts and addresses (``labkit.bringup``); each attempt is made on the I/O thread, and so is every
+change of state.
+"""
+
+import dataclasses
+import logging
+import threading
+
+import pika
+import pika.exceptions as px
+
+from labkit.bringup import Bringup
+from labkit.errors import LabkitError
+from labkit.events import Event
+from labkit.io_thread import Waiter
+from labkit.lifecycle import Lifecycle, Role, Way
+from labkit.link import Link
+from labkit.retry import EXPONENT_MAX, Backoff, SystemClock
+from labkit.settings import BrokerSettings
+
+LOGGER = logging.getLogger(__name__)
+TURN_TIMEOUT = 10.0  # seconds for a turn on the I/O thread
+UNLIMITED = 1e9  # seconds: recovery without a time limit
+
+
+def follow(life: Lifecycle, way: Way, settings: BrokerSettings, backoff: Backoff, deadline: float) -> None:
+    """Connect within *deadline* seconds, on this thread.
+
+    Raises:
+        ConnectError: nothing worked in time, or the broker refused.
+        NotConnected: it was closed meanwhile.
+        ConfigurationError: a TLS file cannot be read.
+    """
+    bringup = Bringup(
+        settings,
+        _Reporter(life, way),
+        SystemClock(),
+        lambda parameters: _open_one(life, way, parameters),
+        backoff=backoff,
+        deadline=deadline,
+        stop=way.stop,
+    )
+    try:
+        link = bringup.run()
+        life.io.call(lambda: life.arrived(way, link), timeout=TURN_TIMEOUT)
+    except BaseException as exc:
+        reason = exc
+        life.io.post(lambda: life.left(way, reason))
+        if way.stop.is_set() and isinstance(exc, LabkitError):
+            raise life.not_connected() from exc
+        raise
+
+
+def start_recovery(
+    life: Lifecycle, way: Way, settings: BrokerSettings, backoff: Backoff, failures: int, deadline: float | None
+) -> None:
+    """Follow *way* on a new thread, after the pause that so many *failures* in a row call for.
+
+    Raises:
+        RuntimeError: no thread can be started.
+    """
+    # What the pauses have grown to goes on growing. The first one is almost none: most losses are one socket.
+    grown = backoff.initial * backoff.factor ** min(max(0, failures - 1), EXPONENT_MAX)
+    pauses = dataclasses.replace(backoff, initial=min(backoff.maximum, grown))
+
+    def recover() -> None:
+        if way.stop.wait(pauses.delay(0)):
+            return
+        try:
+            follow(life, way, settings, pauses, UNLIMITED if deadline is None else deadline)
+        except LabkitError as exc:
+            LOGGER.info("recovery ended: %s", exc)
+        except Exception:
+            LOGGER.exception("recovery failed; the connection stays lost")
+
+    threading.Thread(target=recover, name="labkit-recovery", daemon=True).start()
+
+
+class _Reporter:
+    """Hand the bring-up's events to the lifecycle, on the I/O thread."""
+
+    def __init__(self, life: Lifecycle, way: Way) -> None:
+        self._life = life
+        self._way = way
+
+    def emit(self, event: Event, /) -> None:
+        life, way = self._life, self._way
+        life.io.post(lambda: life.hear(way, event))
+
+
+def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) -> Link:
+    """Return an open link to one address, with every role restored on it."""
+    limit = parameters.stack_timeout
+    opened, restored = Waiter(), Waiter()
+    link = Link(life.io, life)
+
+    def start() -> None:
+        if way.stop.is_set():
+            opened.settle(error=px.ConnectionOpenAborted("closed while connecting"))
+            return
+        life.generation += 1
+        link.generation = life.generation
+        way.link = link
+        link.start(parameters, opened)
+
+    try:
+        life.io.post(start)
+        _wait(opened, limit + 1.0, "the handshake")  # Pika's own limit ends it; 1 s for a busy loop
+        life.io.post(lambda: _restore(way, link, list(life.roles), restored))
+        _wait(restored, limit, "restoring what was there before")
+    except BaseException as exc:
+        text = f"given up: {exc!r}"
+        opened.is_abandoned = True
+        life.io.post(lambda: link.drop(px.ConnectionOpenAborted(text)))
+        raise
+    return link
+
+
+def _restore(way: Way, link: Link, roles: list[Role], restored: Waiter) -> None:
+    """Restore one role after the other, on the I/O thread."""
+    if not link.is_open:
+        restored.settle(error=link.reason)
+        return
+    link.on_loss = restored  # a link that ends meanwhile answers no role
+    if not roles:
+        restored.settle()
+        return
+
+    def done(told: BaseException | int) -> None:
+        if isinstance(told, BaseException):
+            restored.settle(error=told)
+            return
+        way.replayed += told
+        _restore(way, link, roles[1:], restored)
+
+    roles[0].restore(link, done)
+
+
+def _wait(waiter: Waiter, seconds: float, what: str) -> None:
+    if not waiter.wait(seconds):
+        raise TimeoutError(f"{what} took longer than {seconds:.1f} s")
+    waiter.result()
