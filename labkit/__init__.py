@@ -9,6 +9,9 @@ import logging
 __version__ = "0.1.0"
 
 from labkit import errors
+from labkit.channel import Channel, QueueState
+from labkit.connection import Connection, ConnectionStatus
+from labkit.delivery import Delivery
 from labkit.errors import (
     AccessRefused,
     AuthenticationFailed,
@@ -58,21 +61,24 @@ from labkit.events import (
     Timeline,
 )
 from labkit.factory import ConnectionFactory
+from labkit.lifecycle import State
 from labkit.retry import Backoff, call_with_retry
 from labkit.settings import BrokerSettings, TlsSettings
 from labkit.sync import SyncConnection
-from labkit.topology import Message
+from labkit.topology import Binding, Exchange, Message, Queue
 
 __all__ = [
     "AccessRefused",
     "AttemptFailed",
     "AuthenticationFailed",
     "Backoff",
+    "Binding",
     "BrokerError",
     "BrokerSettings",
     "CertificateExpired",
     "CertificateNameMismatch",
     "CertificateNotTrusted",
+    "Channel",
     "ChannelClosed",
     "ChannelLost",
     "ChannelOpened",
@@ -80,6 +86,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectAttempted",
     "ConnectError",
+    "Connection",
     "ConnectionBlocked",
     "ConnectionClosed",
     "ConnectionFactory",
@@ -87,10 +94,13 @@ __all__ = [
     "ConnectionLost",
     "ConnectionOpened",
     "ConnectionRecovered",
+    "ConnectionStatus",
     "ConnectionUnblocked",
     "ConsumerCancelled",
     "DeadlineExceeded",
+    "Delivery",
     "Event",
+    "Exchange",
     "FrameError",
     "LabkitError",
     "LeaseError",
@@ -104,8 +114,11 @@ __all__ = [
     "PoolClosed",
     "PoolTimeout",
     "PublishRejected",
+    "Queue",
+    "QueueState",
     "RemoteError",
     "RpcTimeout",
+    "State",
     "SyncConnection",
     "Timeline",
     "TlsError",
