@@ -27,6 +27,8 @@ from labkit.verdicts import is_tls_failure
 LOGGER = logging.getLogger(__name__)
 SHORTEST_LIMIT = 0.001  # seconds; Pika refuses a limit of 0
 
+Answer = list[str] | OSError  # a resolver's
+
 
 class Emitter(Protocol):
     """Where events go: a :class:`labkit.events.Dispatcher`, for example."""
@@ -143,7 +145,7 @@ class Bringup:
         for index, address in enumerate(addresses):
             left = (ends - self._clock.now()) / (len(addresses) - index)
             try:
-                return self._open_one(_for_address(parameters, address, max(SHORTEST_LIMIT, left)))
+                return self._open_one(for_address(parameters, address, max(SHORTEST_LIMIT, left)))
             except Exception as exc:
                 last = index == len(addresses) - 1
                 if last or classify(exc).kind is Kind.REFUSED or self._clock.now() >= ends:
@@ -176,41 +178,59 @@ class Bringup:
 def resolve(host: str, port: int, *, timeout: float) -> list[str]:
     """Return the addresses of *host*, in the system's order, each once.
 
-    ``getaddrinfo`` has no time limit of its own, so it runs on a daemon thread that we leave behind when the
-    time is over; it ends when the system's resolver does, and holds nothing.
-
     Raises:
         OSError: the name does not resolve (``socket.gaierror``), or not in time (``TimeoutError``).
+    """
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    look_up(host, port, answers.put)
+    try:
+        return addresses(host, answers.get(timeout=timeout))
+    except queue.Empty:
+        raise no_answer(host, timeout) from None
+
+
+def look_up(host: str, port: int, deliver: Callable[[Answer], object]) -> None:
+    """Ask for the addresses of *host*; ``deliver`` gets the answer, at once or on another thread.
+
+    ``getaddrinfo`` has no time limit of its own, so it runs on a daemon thread that we leave behind when the
+    time is over; it ends when the system's resolver does, and holds nothing.
     """
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         pass
     else:
-        return [host]
-    answers: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
+        deliver([host])
+        return
 
-    def look_up() -> None:
+    def ask() -> None:
         try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP))
+            records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         except OSError as exc:
-            answers.put(exc)
+            deliver(exc)
         except UnicodeError as exc:  # a label that IDNA cannot encode: empty, or too long
-            answers.put(socket.gaierror(socket.EAI_NONAME, f"{host!r} is no host name: {exc}"))
+            deliver(socket.gaierror(socket.EAI_NONAME, f"{host!r} is no host name: {exc}"))
+        else:
+            deliver(list(dict.fromkeys(str(record[4][0]) for record in records)))
 
-    threading.Thread(target=look_up, name="labkit-dns", daemon=True).start()
-    try:
-        answer = answers.get(timeout=timeout)
-    except queue.Empty:
-        raise TimeoutError(f"no answer about the name {host!r} within {timeout:.1f} s") from None
-    if isinstance(answer, OSError):
-        if host == "localhost":  # some small systems have no /etc/hosts; the name means this (RFC 6761, 6.3)
-            return ["127.0.0.1", "::1"]
-        raise answer
-    return list(dict.fromkeys(str(record[4][0]) for record in answer))
+    threading.Thread(target=ask, name="labkit-dns", daemon=True).start()
 
 
-def _for_address(parameters: pika.ConnectionParameters, address: str, limit: float) -> pika.ConnectionParameters:
+def addresses(host: str, answer: Answer) -> list[str]:
+    """Return the addresses in *answer*, or raise the error that it is."""
+    if not isinstance(answer, OSError):
+        return answer
+    if host == "localhost":  # some small systems have no /etc/hosts; the name means this (RFC 6761, 6.3)
+        return ["127.0.0.1", "::1"]
+    raise answer
+
+
+def no_answer(host: str, seconds: float) -> TimeoutError:
+    """Return the error for a lookup that takes longer than *seconds*."""
+    return TimeoutError(f"no answer about the name {host!r} within {seconds:.1f} s")
+
+
+def for_address(parameters: pika.ConnectionParameters, address: str, limit: float) -> pika.ConnectionParameters:
     """Return a copy for one address and the time that is left. The TLS name stays the host's."""
     one = copy.copy(parameters)
     one.host = address
