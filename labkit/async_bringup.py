@@ -1,0 +1,124 @@
+"""The way from settings to one open link, awaited: names, addresses, attempts, all under one deadline.
+
+The rules are those of ``labkit.bringup``; waiting is ``await``, and the deadline is a cancellation.
+"""
+
+import asyncio
+import contextlib
+import logging
+
+import pika
+
+from labkit.awaited import Link
+from labkit.bringup import SHORTEST_LIMIT, Answer, addresses, for_address, look_up, no_answer
+from labkit.errors import Kind, classify, connect_error, describe
+from labkit.settings import BrokerSettings
+from labkit.urls import join_address
+from labkit.verdicts import is_tls_failure
+
+LOGGER = logging.getLogger(__name__)
+
+
+class AsyncBringup:
+    """One way from settings to an open link. Used once. Cancelling :meth:`run` leaves no socket behind."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+        self._hosts = settings.to_pika()  # reads the TLS files: what is wrong with them is no connect error
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._ends = self._started + settings.connect_deadline
+        self._attempts = 0
+        self._tried: list[str] = []
+        self._failure: Exception | None = None  # the one to report, of this round through the hosts
+
+    async def run(self) -> Link:
+        """Return an open link; raise ConnectError, or one of its subclasses, with the cause."""
+        try:
+            async with asyncio.timeout_at(self._ends) as limit:
+                return await self._try_again_and_again()
+        except Exception as exc:  # noqa: BLE001 - raised again, as ours
+            cause = self._failure if limit.expired() and self._failure is not None else exc
+            elapsed = self._loop.time() - self._started
+            raise connect_error(cause, hosts=self._tried, attempts=self._attempts, elapsed=elapsed) from cause
+
+    async def _try_again_and_again(self) -> Link:
+        rounds = 1
+        while True:
+            try:
+                return await self._try_every_host()
+            except Exception as exc:
+                pause = self._settings.retry_delay
+                is_last = rounds >= self._settings.connection_attempts or pause >= self._left()
+                if is_last or not classify(exc).is_retryable:
+                    raise
+            rounds += 1
+            await asyncio.sleep(pause)
+
+    async def _try_every_host(self) -> Link:
+        hosts = list(self._hosts)
+        self._failure = None
+        for position, parameters in enumerate(hosts):
+            try:
+                return await self._attempt(parameters, self._left() / (len(hosts) - position))
+            except Exception as exc:
+                verdict = classify(exc)
+                if verdict.kind is Kind.REFUSED:
+                    if not is_tls_failure(exc):
+                        raise  # the same login gets the same answer from the other hosts
+                    self._hosts = [each for each in self._hosts if each is not parameters]
+                if self._failure is None or verdict.is_retryable:
+                    self._failure = exc  # a host that may come back counts for more than one that refused
+        if self._failure is None:
+            raise RuntimeError("there is no host to try")
+        raise self._failure
+
+    async def _attempt(self, parameters: pika.ConnectionParameters, limit: float) -> Link:
+        self._attempts += 1
+        address = join_address(parameters.host, parameters.port)
+        if address not in self._tried:
+            self._tried.append(address)
+        try:
+            return await self._try_addresses(parameters, max(SHORTEST_LIMIT, limit))
+        except Exception as exc:
+            LOGGER.warning("attempt %d at %s failed: %s", self._attempts, address, describe(exc))
+            raise
+
+    async def _try_addresses(self, parameters: pika.ConnectionParameters, limit: float) -> Link:
+        ends = self._loop.time() + limit
+        found = await resolve(parameters.host, parameters.port, min(limit, parameters.socket_timeout or limit))
+        for index, address in enumerate(found):
+            left = (ends - self._loop.time()) / (len(found) - index)
+            try:
+                return await Link.open(for_address(parameters, address, max(SHORTEST_LIMIT, left)))
+            except Exception as exc:
+                if index == len(found) - 1 or classify(exc).kind is Kind.REFUSED or self._loop.time() >= ends:
+                    raise
+        raise OSError(f"the name {parameters.host!r} has no address")
+
+    def _left(self) -> float:
+        return self._ends - self._loop.time()
+
+
+async def resolve(host: str, port: int, seconds: float) -> list[str]:
+    """Return the addresses of *host*.
+
+    Not with ``loop.getaddrinfo``: that runs on the loop's executor, and ``asyncio.run`` waits for it to end, so a
+    resolver that hangs would hold up a program that has given up long before.
+
+    Raises:
+        OSError: the name does not resolve, or not within *seconds*.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Answer] = loop.create_future()
+
+    def deliver(found: Answer) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(found))
+
+    look_up(host, port, deliver)
+    try:
+        async with asyncio.timeout(seconds):
+            return addresses(host, await answer)
+    except TimeoutError as exc:
+        raise no_answer(host, seconds) from exc

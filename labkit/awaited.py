@@ -1,0 +1,234 @@
+"""Pika's callbacks as things to await: a link to one address, and its channels. Knows no queues and no messages.
+
+Two rules make Pika's ``AsyncioConnection`` safe to await. A callback of ours only settles a future, because an
+exception inside one of Pika's callbacks ends the link ("Stream connection lost: NameError(...)"). And every future
+is settled when what it waits for has ended, so nobody waits for an answer that cannot come.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Self
+
+import pika
+import pika.exceptions as px
+from pika.adapters.asyncio_connection import AsyncioConnection
+
+from labkit.errors import ChannelLost, LabkitError, NotConnected, describe
+
+CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
+CLOSE_TIMEOUT = 5.0  # seconds for its goodbye
+DROP_TIMEOUT = 1.0  # seconds; a dropped socket is closed in the loop's next round
+WATCH_STEP = 0.5  # seconds between two looks at a silent link
+
+
+class Link:
+    """One ``AsyncioConnection``, and the event loop that it belongs to.
+
+    Attributes:
+        loop: No other loop may use it: Pika's objects are not thread-safe.
+        ended: Done when the socket is closed; its result is what ended the link.
+        is_closing: Whether this side has asked for the end.
+    """
+
+    def __init__(self, parameters: pika.ConnectionParameters) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[BaseException] = self.loop.create_future()
+        self.is_closing = False
+        self._opened: asyncio.Future[None] = self.loop.create_future()
+        self._dropped: Exception | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self.raw = AsyncioConnection(
+            parameters,
+            on_open_callback=lambda _: settle(self._opened, None),
+            on_open_error_callback=self._on_end,
+            on_close_callback=self._on_end,
+            custom_ioloop=self.loop,
+        )
+
+    @classmethod
+    async def open(cls, parameters: pika.ConnectionParameters) -> Self:
+        """Return an open link; raise Pika's error if there is none. A cancelled call leaves no socket."""
+        link = cls(parameters)
+        try:
+            either: set[asyncio.Future[Any]] = {link._opened, link.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if link.ended.done():
+                raise link.ended.result()
+        except asyncio.CancelledError:
+            await link.drop(px.ConnectionOpenAborted("cancelled while connecting"))
+            raise
+        link._watch_for_silence()
+        return link
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the link lives, as far as the loop has read: what arrives meanwhile is seen in its next round."""
+        return bool(self.raw.is_open) and self._dropped is None and not self.loop.is_closed()
+
+    @property
+    def reason(self) -> BaseException | None:
+        """What ended it; None while it lives."""
+        return self.ended.result() if self.ended.done() else self._dropped
+
+    def lost(self, what: str, reason: BaseException | None = None) -> NotConnected:
+        """Return the error for using it after its end."""
+        reason = reason or self.reason
+        if self.is_closing:
+            return NotConnected(f"{what}: this side has closed the connection", reason=reason)
+        if reason is None:
+            return NotConnected(f"{what}: the event loop of this connection is closed")
+        return NotConnected(f"{what}: the link is gone: {describe(reason)}", reason=reason)
+
+    async def close(self, seconds: float) -> None:
+        """Say goodbye; drop the socket if the broker has not answered after *seconds*, or if this is cancelled."""
+        self.is_closing = self.is_closing or not self.ended.done()
+        if self.raw.is_open:
+            self.raw.close()
+        try:
+            await asyncio.wait({self.ended}, timeout=seconds)
+        finally:
+            await self.drop(px.ConnectionOpenAborted(f"the broker did not answer the goodbye within {seconds:g} s"))
+
+    async def drop(self, reason: Exception) -> None:
+        """Close the socket without asking the broker; nothing happens if the link has ended."""
+        self.drop_soon(reason)
+        if not self.ended.done():
+            await asyncio.wait({self.ended}, timeout=DROP_TIMEOUT)
+
+    def drop_soon(self, reason: Exception) -> None:
+        """Close the socket in the loop's next round."""
+        if self._dropped is None and not self.ended.done():
+            self._dropped = reason
+            self.raw._terminate_stream(reason)  # not public; Pika's own heartbeat checker gives up like this
+
+    def _on_end(self, _: Any, reason: BaseException) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        settle(self.ended, self._dropped or reason)
+
+    def _watch_for_silence(self) -> None:
+        """Drop the link when the broker has said nothing for two heartbeats: it sends two in each.
+
+        Pika finds out too, but later (up to 2 x (heartbeat + 5) s). Looks are counted, not seconds: after a long
+        pause of the loop itself, what waits in the socket is read before the next look.
+        """
+        heartbeat = self.raw.params.heartbeat  # as agreed with the broker; 0: none
+        step = min(WATCH_STEP, heartbeat / 4)
+        seen, silent_looks = self.raw.bytes_received, 0
+
+        def look() -> None:
+            nonlocal seen, silent_looks
+            received = self.raw.bytes_received
+            silent_looks = silent_looks + 1 if received == seen else 0
+            seen = received
+            if silent_looks * step >= 2 * heartbeat:
+                self.drop_soon(px.AMQPHeartbeatTimeout(f"the broker was silent for {2 * heartbeat} s"))
+            else:
+                self._watch = self.loop.call_later(step, look)
+
+        if heartbeat:
+            self._watch = self.loop.call_later(step, look)
+
+
+class LinkChannel:
+    """A channel of a link.
+
+    Attributes:
+        raw: Pika's channel.
+        ended: Done when it is closed; its result is what closed it.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.ended: asyncio.Future[BaseException] = link.loop.create_future()
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._opened = self.promise()
+        self.raw = link.raw.channel(on_open_callback=lambda _: settle(self._opened, None))
+        self.raw.add_on_close_callback(self._on_end)
+
+    @classmethod
+    async def open(cls, link: Link) -> Self:
+        """Return an open channel.
+
+        Raises:
+            NotConnected: the link has ended.
+            ChannelLost: the broker refused it.
+        """
+        if not link.is_open:
+            raise link.lost("opening a channel")
+        channel = cls(link)
+        try:
+            await channel._answer("opening a channel", channel._opened)
+        except BaseException:
+            channel.close_soon()
+            raise
+        return channel
+
+    async def ask(self, what: str, send: Callable[[Callable[[Any], object]], object]) -> Any:
+        """Send a request, and return the broker's answer. ``send`` is given the callback to hand to Pika.
+
+        Cancelling it is safe: Pika sends no further request on this channel before the answer has come.
+
+        Raises:
+            NotConnected: the link ended, or the broker did not answer in time, which ends the link.
+            ChannelLost: the broker closed the channel; ``reason`` is its answer.
+        """
+        answer = self.promise()
+        try:
+            send(lambda frame: settle(answer, frame))
+        except px.AMQPError as exc:
+            answer.cancel()
+            raise self.lost(what) from exc
+        return await self._answer(what, answer)
+
+    def promise(self) -> asyncio.Future[Any]:
+        """Return a future that fails when the channel ends."""
+        promise = self.link.loop.create_future()
+        self._waiting.add(promise)
+        promise.add_done_callback(self._waiting.discard)
+        return promise
+
+    def lost(self, what: str) -> LabkitError:
+        """Return the error for using it after its end."""
+        reason = self.ended.result() if self.ended.done() else None
+        if not self.link.is_open:
+            return self.link.lost(what, reason)
+        return ChannelLost(
+            f"{what}: the channel is gone: {describe(reason or px.ChannelWrongStateError())}", reason=reason
+        )
+
+    async def close(self, seconds: float) -> None:
+        """Close it, and wait up to *seconds*: the broker takes back all that is unacknowledged there."""
+        self.close_soon()
+        if not self.ended.done():
+            await asyncio.wait({self.ended}, timeout=seconds)
+
+    def close_soon(self, reason: BaseException | None = None) -> None:
+        """Ask the broker to close it. With *reason*: it counts as ended at once, by that."""
+        if reason is not None:
+            self._on_end(None, reason)
+        if self.link.is_open and not (self.raw.is_closing or self.raw.is_closed):
+            self.raw.close()
+
+    async def _answer(self, what: str, answer: asyncio.Future[Any]) -> Any:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT):
+                return await answer
+        except TimeoutError:
+            late = px.AMQPHeartbeatTimeout(f"{what}: no answer within {CALL_TIMEOUT:g} s")
+            await self.link.drop(late)
+            raise self.link.lost(what) from late
+
+    def _on_end(self, _: Any, reason: BaseException) -> None:
+        if settle(self.ended, reason):
+            for promise in list(self._waiting):
+                if not promise.done():
+                    promise.set_exception(self.lost("waiting for the broker"))
+
+
+def settle(future: asyncio.Future[Any], result: Any) -> bool:
+    """Set *future*'s result; return False if it has one, or was cancelled."""
+    if future.done():
+        return False
+    future.set_result(result)
+    return True
