@@ -9,6 +9,7 @@ import logging
 __version__ = "0.1.0"
 
 from labkit import errors
+from labkit.aio import AsyncConnection
 from labkit.channel import Channel, QueueState
 from labkit.connection import Connection, ConnectionStatus
 from labkit.delivery import Delivery
@@ -69,6 +70,7 @@ from labkit.topology import Binding, Exchange, Message, Queue
 
 __all__ = [
     "AccessRefused",
+    "AsyncConnection",
     "AttemptFailed",
     "AuthenticationFailed",
     "Backoff",
