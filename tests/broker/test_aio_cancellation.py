@@ -1,0 +1,150 @@
+"""A task of AsyncConnection's may be cancelled at any await. The moments are random, from seeds."""
+
+import asyncio
+import contextlib
+import random
+
+import pika
+import pytest
+
+from labkit import AsyncConnection, LabkitError
+from labkit.lab.wire import Latency, Proxy
+from tests.asynchronous import asynchronous, sockets, until
+
+pytestmark = pytest.mark.broker
+
+ROUNDS = 40
+
+
+@pytest.fixture
+def proxy(settings):
+    """A link slow enough to be cancelled at each of its steps."""
+    with Proxy(settings, tapped=False) as proxy, proxy.fault(Latency(0.002), direction="both"):
+        yield proxy
+
+
+async def cancel_after(coroutine, seconds):
+    """Whether it was cancelled, rather than done before."""
+    task = asyncio.create_task(coroutine)
+    await asyncio.wait({task}, timeout=seconds)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5.0)
+    assert task.done()
+    if not task.cancelled():
+        task.result()
+    return task.cancelled()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cancelled_open_leaves_no_socket(proxy, seed):
+    @asynchronous
+    async def check():
+        rng = random.Random(seed)
+        before = sockets()
+        settings = proxy.settings(stack_timeout=1.0, socket_timeout=1.0)
+        cancelled = 0
+        for _ in range(ROUNDS):
+            connection = AsyncConnection(settings)
+            was_cancelled = await cancel_after(connection.open(), rng.uniform(0.0, 0.06))
+            cancelled += was_cancelled
+            assert connection.is_open != was_cancelled
+            if was_cancelled:
+                assert sockets() == before
+            await connection.close()
+        assert 0 < cancelled < ROUNDS
+        await asyncio.sleep(1.1)  # a timer left behind goes off now, and asynchronous() hears of it
+
+    check()
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_open_cancelled_after_so_many_rounds_of_the_loop_leaves_no_socket(settings, steps):
+    @asynchronous
+    async def check():
+        before = sockets()
+        opening = asyncio.create_task(AsyncConnection(settings).open())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait({opening})
+        assert opening.cancelled()
+        assert sockets() == before
+
+    check()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_cancelled_publish_leaves_the_connection_usable_and_loses_no_confirmed_message(proxy, settings, seed):
+    @asynchronous
+    async def check():
+        rng = random.Random(seed)
+        cancelled, confirmed = 0, []
+        async with AsyncConnection(proxy.settings()) as connection:
+            for number in range(ROUNDS):
+                queue = f"q{number % 8}"  # each is declared in its turn, so that is cancelled, too
+                if await cancel_after(connection.publish(queue, str(number)), rng.uniform(0.0, 0.03)):
+                    cancelled += 1
+                else:
+                    confirmed.append(str(number))
+            await connection.publish("q0", "last")
+            assert connection.is_open
+        assert 0 < cancelled < ROUNDS
+        with contextlib.closing(pika.BlockingConnection(settings.to_pika())) as other:
+            channel = other.channel()
+            found = []
+            for number in range(8):
+                channel.queue_declare(f"q{number}", durable=True)
+                while (got := channel.basic_get(f"q{number}", auto_ack=True))[0] is not None:
+                    found.append(got[2].decode())
+        assert len(found) == len(set(found))
+        assert {*confirmed, "last"} <= set(found)
+
+    check()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_cancelled_consume_leaves_the_connection_usable_and_every_message(proxy, seed):
+    @asynchronous
+    async def check():
+        rng = random.Random(seed)
+        texts = {str(number) for number in range(30)}
+        async with AsyncConnection(proxy.settings()) as connection:
+            await asyncio.gather(*(connection.publish("q", text) for text in texts))
+            seen = set()
+
+            async def handler(message):
+                await asyncio.sleep(rng.uniform(0.0, 0.002))
+                seen.add(message.text)
+
+            for _ in range(ROUNDS):
+                await cancel_after(connection.consume("q", handler), rng.uniform(0.0, 0.02))
+            consumer = asyncio.create_task(connection.consume("q", handler))
+            await until(lambda: seen == texts)
+            consumer.cancel()
+            await asyncio.wait({consumer})
+            await until(lambda: len(connection._link.raw._channels) == 1)  # each consumer's channel is closed
+
+    check()
+
+
+@asynchronous
+async def test_mixture_of_cancelled_work_and_cut_links_hangs_nowhere(proxy):
+    rng = random.Random(7)
+    connection = AsyncConnection(proxy.settings())
+    for _ in range(15):
+        with contextlib.suppress(LabkitError):
+            await connection.open()
+        work = [asyncio.create_task(connection.publish("q", "x")) for _ in range(10)]
+        work.append(asyncio.create_task(connection.consume("q", lambda _: None)))
+        await asyncio.sleep(rng.uniform(0.0, 0.03))
+        for task in rng.sample(work, 4):
+            task.cancel()
+        if rng.random() < 0.7:
+            proxy.cut(reset=rng.random() < 0.5)
+        else:
+            work[-1].cancel()
+        done, pending = await asyncio.wait(work, timeout=5.0)
+        assert not pending
+        for task in done:
+            assert task.cancelled() or task.exception() is None or isinstance(task.exception(), LabkitError)
+    await connection.close()
