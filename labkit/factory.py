@@ -7,6 +7,7 @@ import pika
 
 from labkit.bringup import Bringup
 from labkit.connection import Connection
+from labkit.dropping import Opening
 from labkit.events import ConnectionBlocked, ConnectionUnblocked, Dispatcher, Listener
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
@@ -45,11 +46,14 @@ class ConnectionFactory:
     def __repr__(self) -> str:
         return f"ConnectionFactory({self.settings!r})"
 
-    def blocking(self) -> pika.BlockingConnection:
+    def blocking(self, opening: Opening | None = None) -> pika.BlockingConnection:
         """Return an open ``BlockingConnection``, owned by the calling thread.
 
         It works only while one of its methods runs: heartbeats and notices wait for
-        ``connection.process_data_events()``.
+        ``connection.process_data_events()``. Ctrl-C leaves nothing behind.
+
+        Args:
+            opening: Holds what is being made, for a caller that may be interrupted before it has the connection.
 
         Raises:
             AuthenticationFailed: user, password or mechanism refused. Not retried.
@@ -63,8 +67,15 @@ class ConnectionFactory:
 
         Reference: AMQP 0-9-1, section 2.2.4 (The Connection Class).
         """
-        connection = Bringup(self.settings, self.events, self._clock, pika.BlockingConnection).run()
-        self._report_alarms(connection)
+        opening = opening if opening is not None else Opening()
+        try:
+            connection: pika.BlockingConnection = Bringup(
+                self.settings, self.events, self._clock, opening.open_one
+            ).run()
+            self._report_alarms(connection)
+        except BaseException:
+            opening.drop()
+            raise
         return connection
 
     def connect(self, *, deadline: float | None = None) -> Connection:

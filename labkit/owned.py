@@ -1,19 +1,29 @@
 """The rules for using a ``BlockingConnection``: one thread, limited time, errors that say what closed what.
 
 ``labkit.sync`` shows what is built on it. Knows no queues and no messages.
+
+Interrupts. Ctrl-C may come between any two steps, also in a ``finally``. So a call leaves a mark when it begins and
+takes it away when it is over; an interrupt drops the link, and where it kept even that from happening, the next call
+finds the mark and does it. Only :meth:`OwnedConnection.wait` and the callbacks may be interrupted without harm:
+Pika does nothing meanwhile.
 """
 
 import logging
+import selectors
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
 
 import pika
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
+from labkit.dropping import drop
 from labkit.errors import ChannelLost, DeadlineExceeded, LabkitError, LeaseError, NotConnected, describe
-from labkit.events import ChannelClosed, ChannelOpened, ConnectionClosed, ConnectionLost, Dispatcher
+from labkit.events import ChannelClosed, ChannelOpened, ConnectionClosed, ConnectionLost, Dispatcher, Event
 
 LOGGER = logging.getLogger(__name__)
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
@@ -34,13 +44,20 @@ class OwnedConnection:
         self._owner = threading.get_ident()
         self._events = events
         self._name = name
-        self._raised: list[Exception] = []  # by callbacks of other threads
+        self._raised: list[BaseException] = []  # by callbacks of other threads
+        self._standing: BlockingChannel | None = None
+        self._is_halfway = False  # the mark
         self.reason: BaseException | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether nothing is known to have ended it. Pump first: only reading from the socket finds out."""
         return self._connection is not None
+
+    @property
+    def is_in_callback(self) -> bool:
+        """Whether Pika runs a callback right now, so that whoever asks is inside another call."""
+        return self._connection is not None and self._connection._event_dispatch_suspend_depth > 0
 
     @contextmanager
     def call(self, what: str, seconds: float | None = CALL_TIMEOUT) -> Iterator[pika.BlockingConnection]:
@@ -51,18 +68,30 @@ class OwnedConnection:
             NotConnected: the link ended, or did not answer in time; ``reason`` says which.
             ChannelLost: the broker closed the channel; ``reason`` is its answer.
 
-        An interrupt (Ctrl-C) in the middle drops the link: nobody knows what was sent, and an answer that comes
-        later would be taken for the next call's.
+        An interrupt in the middle drops the link: nobody knows what was sent, and an answer that comes later would
+        be taken for the next call's.
         """
-        self.check_owner()
-        connection = self._connection
-        if connection is None:
-            raise self.not_connected()
+        connection = self._usable()
+        before, self._is_halfway = self._is_halfway, True
+        try:
+            with self._told(what, connection, seconds):
+                yield connection
+        except Exception:
+            self._is_halfway = before
+            raise
+        except BaseException:
+            self.drop()
+            raise
+        self._is_halfway = before
+
+    @contextmanager
+    def _told(self, what: str, connection: pika.BlockingConnection, seconds: float | None) -> Iterator[None]:
+        """Limit the time, and tell Pika's errors as ours."""
         try:
             with _limit(connection, seconds, what):
                 if not connection.is_open:
                     raise px.ConnectionWrongStateError("the connection is closed")
-                yield connection
+                yield
         except (px.UnroutableError, px.NackError):
             raise  # what became of a message; channel and link are well
         except px.AMQPChannelError as exc:
@@ -71,25 +100,28 @@ class OwnedConnection:
             raise self._lost(what, exc) from exc
         except (px.AMQPConnectionError, DeadlineExceeded, OSError) as exc:
             raise self._lost(what, exc) from exc
-        except (KeyboardInterrupt, SystemExit):
-            self.drop()
-            raise
 
-    def pump(self, seconds: float = 0.0) -> None:
-        """Let Pika read, send heartbeats and run callbacks, for *seconds* or until something happened.
-
-        An interrupt leaves the link open: nothing was asked that could be answered late.
-        """
-        interrupt: BaseException | None = None
+    def pump(self) -> None:
+        """Let Pika read what is there, send heartbeats and run callbacks."""
         with self.call("reading", None) as connection:
-            try:
-                connection.process_data_events(seconds)
-            except (KeyboardInterrupt, SystemExit) as exc:
-                interrupt = exc
-        if interrupt is not None:
-            raise interrupt
+            connection.process_data_events(0)
         if self._raised:
             raise self._raised.pop(0)
+
+    def wait(self, seconds: float) -> None:
+        """Return after *seconds*, or as soon as there is something to :meth:`pump`. An interrupt leaves the link open.
+
+        For that, the waiting is not left to Pika: it would wait, read and understand in one go.
+        """
+        connection = self._usable()
+        if self._raised or connection._ready_events or connection._channels_pending_dispatch or not connection.is_open:
+            return
+        impl = connection._impl
+        due = impl.ioloop._get_remaining_interval()  # of Pika's timers, such as its heartbeat; 0: something is to do
+        with selectors.DefaultSelector() as selector:
+            selector.register(impl._transport._sock, selectors.EVENT_READ)
+            selector.register(impl.ioloop._poller._r_interrupt, selectors.EVENT_READ)  # run_soon() writes there
+            selector.select(seconds if due is None else min(seconds, due))
 
     def channel(self, prefetch: int, seconds: float = CALL_TIMEOUT) -> BlockingChannel:
         """Return a new channel with publisher confirms, to which the broker sends *prefetch* messages ahead."""
@@ -97,13 +129,24 @@ class OwnedConnection:
             channel = connection.channel()
             channel.confirm_delivery()
             channel.basic_qos(prefetch_count=prefetch)
-        self._events.emit(ChannelOpened(number=channel.channel_number, connection=self._name))
+        self.tell(ChannelOpened, number=channel.channel_number)
+        return channel
+
+    def standing_channel(self, prefetch: int, seconds: float = CALL_TIMEOUT) -> BlockingChannel:
+        """Return the same :meth:`channel` each time, and a new one after an error has closed it."""
+        self.check_owner()
+        channel = self._standing
+        if channel is None or not channel.is_open:
+            if channel is not None:
+                self.channel_closed(channel)
+            self._standing = None
+            self._standing = channel = self.channel(prefetch, seconds)
         return channel
 
     def channel_closed(self, channel: BlockingChannel, otherwise: BaseException | None = None) -> BaseException:
         """Say that *channel* was found closed, and return why: what Pika kept of it, or *otherwise*."""
         reason = getattr(channel, "_closing_reason", None) or otherwise or px.ChannelWrongStateError()
-        self._events.emit(ChannelClosed(number=channel.channel_number, reason=reason, connection=self._name))
+        self.tell(ChannelClosed, number=channel.channel_number, reason=reason)
         return reason
 
     def end_channel(self, channel: BlockingChannel) -> LabkitError | None:
@@ -116,9 +159,9 @@ class OwnedConnection:
         except LabkitError as exc:
             LOGGER.info("the channel ended by itself: %s", exc)
             return exc
-        except Exception as exc:  # noqa: BLE001 - an interrupt has left the channel half-way; the link goes with it
+        except Exception as exc:  # noqa: BLE001 - it was left half-way; the link goes with it
             return self._lost("closing the channel", exc)
-        self._events.emit(ChannelClosed(number=channel.channel_number, connection=self._name))
+        self.tell(ChannelClosed, number=channel.channel_number)
         return None
 
     def run_soon(self, callback: Callable[[], object]) -> None:
@@ -140,21 +183,27 @@ class OwnedConnection:
 
     def close(self, *, timeout: float) -> None:
         """Ask the broker to close; drop the socket after *timeout* seconds. Never raises for a dead link."""
-        self.check_owner()
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is None:
             return
+        self.check_owner()
+        if self._is_halfway and not self.is_in_callback:
+            self.drop()  # its answers are not to be trusted
+            return
+        self._is_halfway = True
         clean = True
         try:
             with _limit(connection, timeout, "close"):
                 connection.close()
-        except (KeyboardInterrupt, SystemExit):
-            _drop(connection, px.ConnectionOpenAborted("interrupted while closing"))
-            raise
         except Exception as exc:  # noqa: BLE001 - closing ends, whatever the link says
             clean = False
             LOGGER.info("closing: the link was dead already: %s", describe(exc))
-        self._events.emit(ConnectionClosed(clean=clean, connection=self._name))
+            drop(connection._impl, exc)
+        except BaseException:
+            self.drop()
+            raise
+        self._connection = None
+        self.tell(ConnectionClosed, clean=clean)
 
     def drop(self) -> None:
         """Close the socket without asking the broker; nothing happens if the link has ended."""
@@ -174,18 +223,35 @@ class OwnedConnection:
         why = "it is not open: call open()" if self.reason is None else f"the link is gone: {describe(self.reason)}"
         return NotConnected(why, reason=self.reason)
 
+    def tell(self, event: type[Event], **facts: Any) -> None:
+        """Emit *event* with *facts* and this connection's name."""
+        self._events.emit(event(connection=self._name, **facts))
+
+    def _usable(self) -> pika.BlockingConnection:
+        self.check_owner()
+        if self._is_halfway and not self.is_in_callback:
+            self.drop()  # an interrupt ended an earlier call, and what should have done this
+        if self._connection is None:
+            raise self.not_connected()
+        return self._connection
+
     def _contain(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except Exception as exc:  # noqa: BLE001 - raised again by pump()
+        except BaseException as exc:  # noqa: BLE001 - raised again by pump(); here it would interrupt Pika
             self._raised.append(exc)
 
     def _lost(self, what: str, reason: Exception) -> NotConnected:
-        connection, self._connection, self.reason = self._connection, None, reason
-        if connection is not None and not connection.is_closed:
-            _drop(connection, reason)
-        self._events.emit(ConnectionLost(reason=reason, connection=self._name))
+        if self._connection is not None and not self._connection.is_closed:
+            drop(self._connection._impl, reason)
+        self._connection, self.reason = None, reason
+        self.tell(ConnectionLost, reason=reason)
         return NotConnected(f"{what}: the link is gone: {describe(reason)}", reason=reason)
+
+
+def left(ends: float) -> float:
+    """Return the seconds until the clock says *ends*; a little more than 0 if it has, since Pika takes no less."""
+    return max(0.001, ends - time.monotonic())
 
 
 def channel_lost(what: str, reason: BaseException) -> ChannelLost:
@@ -194,13 +260,14 @@ def channel_lost(what: str, reason: BaseException) -> ChannelLost:
     return ChannelLost(f"{what}: the channel is gone: {describe(reason)}{hint}", reason=reason)
 
 
-def _drop(connection: pika.BlockingConnection, reason: Exception) -> None:
-    """Close the socket without asking the broker; it gives back to its queues what was unacknowledged."""
-    try:
-        connection._impl._terminate_stream(reason)
-        connection._flush_output(lambda: False)  # until Pika has closed the socket and its own loop
-    except Exception as exc:  # noqa: BLE001 - it says what ended it: we did
-        LOGGER.debug("dropped: %s", describe(exc))
+def interrupted_pika(error: BaseException) -> bool:
+    """Whether *error* came out of Pika's own code, rather than out of what was called around it."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith("pika."):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 @contextmanager

@@ -6,36 +6,33 @@ What it cannot add: Pika works only inside a call, so the broker closes a connec
 heartbeats. Look at ``is_open`` or publish now and then; or use ``labkit.Connection``, which has a thread for that.
 """
 
-import logging
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import pika
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
-from labkit.errors import ChannelLost, LeaseError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
-from labkit.events import ConsumerCancelled, Listener, MessageReturned
+from labkit.consuming import Callback, Consumer
+from labkit.dropping import Opening
+from labkit.errors import LeaseError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
+from labkit.events import Listener, MessageReturned
 from labkit.factory import ConnectionFactory
-from labkit.owned import CALL_TIMEOUT, CLOSE_TIMEOUT, OwnedConnection, channel_lost
+from labkit.owned import CALL_TIMEOUT, CLOSE_TIMEOUT, OwnedConnection, left
+from labkit.queues import Queues
 from labkit.settings import BrokerSettings
 from labkit.topology import Message
 from labkit.validation import checked_name, checked_number
-
-LOGGER = logging.getLogger(__name__)
-PUMP_STEP = 1.0  # seconds; consume() looks up this often even if the broker is silent
-
-Callback = Callable[[BlockingChannel, Any, pika.BasicProperties, bytes], object]
 
 
 class SyncConnection:
     """One connection, with a channel of yours and one for :meth:`consume`, for the thread that called :meth:`open`.
 
     The others may call :meth:`stop` and :meth:`add_callback_threadsafe` only; anything else is a ``LeaseError``.
-    It does not reconnect: after ``NotConnected``, :meth:`open` it again.
+    It does not reconnect: after ``NotConnected``, or Ctrl-C in the middle of a call, :meth:`open` it again.
 
     Args:
         settings: Where to connect; None: the defaults.
@@ -57,13 +54,12 @@ class SyncConnection:
     ) -> None:
         self.settings = settings if settings is not None else BrokerSettings()
         self.prefetch = checked_number("prefetch", prefetch, 65535, whole=True)
-        self.declare = declare
         self._factory = ConnectionFactory(self.settings, listeners=listeners)
+        self._opening = Opening()
         self._link: OwnedConnection | None = None
-        self._channel: BlockingChannel | None = None
-        self._known: set[str] = set()  # queues that were there when we looked
+        self._queues = Queues(declare=declare)
+        self._consumer: Consumer | None = None
         self._stop = threading.Event()
-        self._is_consuming = False
 
     def __repr__(self) -> str:
         return f"SyncConnection({'open' if self._link is not None and self._link.is_open else 'closed'})"
@@ -81,10 +77,11 @@ class SyncConnection:
             ConnectError: as :meth:`ConnectionFactory.blocking` does.
         """
         if not self.is_open:
-            connection = self._factory.blocking()
+            self.close()  # what an interrupt left
+            self._opening = Opening()
+            connection = self._factory.blocking(self._opening)
             self._link = OwnedConnection(connection, self._factory.events, self.settings.connection_name)
-            self._channel = None
-            self._known.clear()
+            self._queues.forget_all()
             try:
                 self.channel  # noqa: B018 - now, so that what is wrong with it shows now
             except BaseException:
@@ -97,15 +94,14 @@ class SyncConnection:
         checked_number("timeout", timeout)
         if self._link is not None:
             self._link.close(timeout=timeout)
-            self._channel = None
+        self._opening.drop()  # if an interrupt came before it was a link
+        self._consumer = None
 
     @property
     def is_open(self) -> bool:
         """Whether the link lives. It looks: Pika's own flag stays True until something reads from the socket."""
-        if self._link is None or not self._link.is_open:
-            return False
         try:
-            self._link.pump()
+            self._opened().pump()
         except NotConnected:
             return False
         return True
@@ -113,7 +109,7 @@ class SyncConnection:
     @property
     def channel(self) -> BlockingChannel:
         """Pika's channel, with confirms and prefetch. Opened anew, with both, after an error has closed it."""
-        return self._channel_within(CALL_TIMEOUT)
+        return self._opened().standing_channel(self.prefetch)
 
     def publish(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> None:
         """Put *message* into *queue*, and return when the broker has confirmed it.
@@ -129,17 +125,15 @@ class SyncConnection:
         ends = time.monotonic() + checked_number("deadline", deadline)
         link = self._opened()
         link.pump()  # finds out here, not in mid-publish, that the link is dead
-        if self.declare:
-            self._find(queue, ends)
-        channel = self._channel_within(_left(ends))
+        if self._queues.declare:
+            self._queues.find(link, queue, ends)
+        channel = link.standing_channel(self.prefetch, left(ends))
         try:
-            with link.call("publish", _left(ends)):
+            with link.call("publish", left(ends)):
                 channel.basic_publish("", queue, message.body, message.to_pika(), mandatory=True)
         except px.UnroutableError as exc:
-            self._known.discard(queue)
-            name = self.settings.connection_name
-            event = MessageReturned(exchange="", routing_key=queue, message_id=message.message_id, connection=name)
-            self._factory.events.emit(event)
+            self._queues.forget(queue)
+            link.tell(MessageReturned, exchange="", routing_key=queue, message_id=message.message_id)
             raise Unroutable(f"no queue {queue!r}: the broker returned the message", routing_key=queue) from exc
         except px.NackError as exc:
             raise PublishRejected(f"the broker did not take the message for {queue!r}") from exc
@@ -169,45 +163,26 @@ class SyncConnection:
         checked_name("queue", queue)
         ends = None if timeout is None else time.monotonic() + checked_number("timeout", timeout)
         link = self._opened()
-        link.check_owner()
-        if self._is_consuming:  # Pika gives no message to a loop inside a callback: it would wait for ever
+        if self._consumer is not None:  # Pika gives no message to a loop inside a callback: it would wait for ever
             raise LeaseError("this connection consumes already; open another one for a consumer inside a callback")
-        self._find(queue, time.monotonic() + CALL_TIMEOUT)
-        work = _Work(callback, auto_ack, self._stop)
+        self._queues.find(link, queue, time.monotonic() + CALL_TIMEOUT)
         self._stop.clear()
-        self._is_consuming = True
-        channel: BlockingChannel | None = None
+        self._consumer = consumer = Consumer(link, queue, callback, auto_ack=auto_ack, stop=self._stop)
         try:
-            channel = link.channel(self.prefetch)
-            channel.add_on_cancel_callback(work.cancel)
-            with link.call("consume"):
-                tag = channel.basic_consume(queue, work.do, auto_ack=auto_ack)
-            while link.is_open and not self._stop.is_set() and (ends is None or time.monotonic() < ends):
-                link.pump(PUMP_STEP if ends is None else min(PUMP_STEP, _left(ends)))
-                self._check(link, channel, queue, work)
-            if auto_ack and link.is_open:
-                with link.call("ending the consumer"):
-                    sent_ahead = channel.basic_cancel(tag)
-                for delivery in sent_ahead:  # the broker has forgotten them: finish them
-                    work.do(channel, *delivery)
+            consumer.run(self.prefetch, ends)
         finally:
-            self._is_consuming = False
-            try:
-                problem = None if channel is None else link.end_channel(channel)
-            except BaseException:  # a second interrupt: what is unacknowledged must not stay with an open link
-                link.drop()
-                raise
-        work.reraise()
+            problem = consumer.end()
+            self._consumer = None  # if an interrupt keeps this from being reached, the next call finds it
+            if consumer.is_cancelled:
+                self._queues.forget(queue)
         if problem is not None:
             raise problem
 
     def stop(self) -> None:
         """End a running :meth:`consume`. Any thread may call this; nothing happens if none runs."""
         self._stop.set()
-        try:
+        with contextlib.suppress(NotConnected):
             self.add_callback_threadsafe(lambda: None)  # wakes the loop up
-        except NotConnected:
-            LOGGER.debug("nothing to stop")
 
     def add_callback_threadsafe(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the owner's thread, the next time it is inside a call. Any thread may call this.
@@ -217,88 +192,19 @@ class SyncConnection:
         Raises:
             NotConnected: there is no open connection.
         """
-        self._opened().run_soon(callback)
-
-    def _opened(self) -> OwnedConnection:
         if self._link is None:
             raise NotConnected("it is not open: call open()")
-        if not self._link.is_open:
-            raise self._link.not_connected()
-        return self._link
+        self._link.run_soon(callback)
 
-    def _channel_within(self, seconds: float) -> BlockingChannel:
-        link = self._opened()
-        link.check_owner()
-        if self._channel is None or not self._channel.is_open:
-            if self._channel is not None:
-                link.channel_closed(self._channel)
-            self._channel = None
-            self._channel = link.channel(self.prefetch, seconds)
-        return self._channel
-
-    def _find(self, queue: str, ends: float) -> None:
-        """Declare *queue*, durable, unless it is there; leave one that is there as it is."""
-        if queue in self._known:
-            return
-        link = self._opened()
-        try:
-            with link.call("declare", _left(ends)) as connection:
-                probe = connection.channel()  # its own channel: a 404 closes the one that asked
-                probe.queue_declare(queue, passive=True)
-                probe.close()
-        except ChannelLost as exc:
-            code = getattr(exc.reason, "reply_code", None)
-            if code == 404 and self.declare:
-                channel = self._channel_within(_left(ends))
-                with link.call("declare", _left(ends)):
-                    channel.queue_declare(queue, durable=True)
-            elif code != 405:  # 405: it is there, another connection's; publishing to it is allowed
-                raise
-        self._known.add(queue)
-
-    def _check(self, link: OwnedConnection, channel: BlockingChannel, queue: str, work: "_Work") -> None:
-        """Raise what has ended the consumer, if anything has."""
-        if not isinstance(work.crash, px.AMQPError):
-            work.reraise()  # the callback's own; one of Pika's comes from what we look at below
-        if work.is_cancelled:
-            self._known.discard(queue)
-            cancelled = px.ConsumerCancelled()
-            self._factory.events.emit(ConsumerCancelled(queue=queue, connection=self.settings.connection_name))
-            text = f"the broker cancelled the consumer: queue {queue!r} is gone"
-            raise ChannelLost(text, reason=cancelled) from cancelled
-        if link.is_open and not channel.is_open:
-            reason = link.channel_closed(channel, work.crash)
-            raise channel_lost("consume", reason) from reason
-        work.reraise()
-
-
-class _Work:
-    """What one ``consume()`` does with each message; keeps the callback's exception for the caller."""
-
-    def __init__(self, callback: Callback, auto_ack: bool, stop: threading.Event) -> None:
-        self._callback = callback
-        self._auto_ack = auto_ack
-        self._stop = stop
-        self.crash: BaseException | None = None
-        self.is_cancelled = False
-
-    def do(self, channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        if self.crash is not None or (self._stop.is_set() and not self._auto_ack):
-            return  # not acknowledged, so it goes back to the queue when the channel closes
-        try:
-            self._callback(channel, method, properties, body)
-            if not self._auto_ack and channel.is_open:
-                channel.basic_ack(method.delivery_tag)
-        except BaseException as exc:  # noqa: BLE001 - kept for consume(): raised here, Pika would pass it on half-done
-            self.crash = exc
-
-    def cancel(self, _: Any) -> None:
-        self.is_cancelled = True
-
-    def reraise(self) -> None:
-        if self.crash is not None:
-            raise self.crash
-
-
-def _left(ends: float) -> float:
-    return max(0.001, ends - time.monotonic())  # Pika refuses a limit below 0
+    def _opened(self) -> OwnedConnection:
+        link = self._link
+        if link is None:
+            raise NotConnected("it is not open: call open()")
+        if link.is_open:
+            link.check_owner()
+            if self._consumer is not None and not link.is_in_callback:  # an interrupt kept consume() from its end
+                link.drop()
+                self._consumer = None
+        if not link.is_open:
+            raise link.not_connected()
+        return link

@@ -1,0 +1,81 @@
+"""End a Pika connection at once: no goodbye, nothing waited for. For links that nobody may use any further.
+
+An interrupt (Ctrl-C) can come between any two steps of Pika: when it has taken bytes from the socket and not looked
+at them yet, or has sent half a frame. What such a connection says next is not to be trusted, and neither is its
+own way of closing, which waits for its loop. So the socket is closed under it, which lets the broker give back
+to its queues what was unacknowledged; then Pika is told.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pika.exceptions as px
+from pika.adapters.select_connection import SelectConnection
+
+
+def drop(impl: Any, reason: Exception) -> None:
+    """Close the socket and the loop of *impl*, and tell its channels *reason*. Twice is fine; never raises.
+
+    Args:
+        impl: Pika's ``SelectConnection``, in any state; a ``BlockingConnection`` has one in ``_impl``.
+        reason: What later calls of Pika will raise.
+    """
+    with _whatever_state():
+        impl._transport._sock.close()
+    with _whatever_state():
+        if not impl.is_closed:
+            impl._on_stream_terminated(reason)
+    with _whatever_state():
+        impl.ioloop.close()
+
+
+class Opening:
+    """What there is of a ``BlockingConnection`` while it is being made, so that an interrupt leaves nothing behind.
+
+    Pika's constructor tidies up after an ``Exception`` only. For the thread that opens.
+    """
+
+    def __init__(self) -> None:
+        self._ioloop: Any = None
+        self._workflow: Any = None
+        self._impl: Any = None
+
+    def open_one(self, parameters: pika.ConnectionParameters) -> pika.BlockingConnection:
+        """Return an open connection; raise what Pika raises."""
+        return pika.BlockingConnection(parameters, _impl_class=self)  # which only calls the next method
+
+    def create_connection(self, configs: Any, *, on_done: Callable[[Any], None], custom_ioloop: Any) -> None:
+        """Do what Pika's ``SelectConnection.create_connection`` does, and keep hold of what it makes."""
+        self._ioloop = custom_ioloop
+
+        def done(result: Any) -> None:
+            self._impl = result if isinstance(result, SelectConnection) else None
+            on_done(result)
+
+        self._workflow = SelectConnection.create_connection(configs, on_done=done, custom_ioloop=custom_ioloop)
+
+    def drop(self) -> None:
+        """Close all that is there. Twice is fine; never raises."""
+        reason = px.ConnectionOpenAborted("interrupted while opening")
+        connector = getattr(self._workflow, "_connector", None)
+        shim = getattr(connector, "_amqp_conn", None)
+        for impl in (self._impl, getattr(shim, "conn", None)):
+            if impl is not None:
+                drop(impl, reason)
+        if connector is not None:
+            with _whatever_state():
+                connector._task_ref.cancel()  # closes the socket of a TLS handshake
+            with _whatever_state():
+                connector._sock.close()
+        if self._ioloop is not None:
+            with _whatever_state():
+                self._ioloop.close()
+
+
+@contextlib.contextmanager
+def _whatever_state() -> Iterator[None]:
+    """Go on: the interrupt may have come between any two steps, so any of these may be missing or half done."""
+    with contextlib.suppress(Exception):
+        yield
