@@ -27,14 +27,23 @@ def drop(impl: Any, reason: Exception) -> None:
     with _whatever_state():
         if not impl.is_closed:
             impl._on_stream_terminated(reason)
+    close_loop(impl.ioloop)
+
+
+def close_loop(loop: Any) -> None:
+    """Close Pika's loop and its descriptors, also if an interrupt came while Pika was doing that. Never raises."""
     with _whatever_state():
-        impl.ioloop.close()
+        loop.close()
+    for name in ("_r_interrupt", "_w_interrupt", "_poll", "_kqueue"):  # Pika gives up at the first that is gone
+        with _whatever_state():
+            getattr(loop._poller, name).close()
 
 
 class Opening:
     """What there is of a ``BlockingConnection`` while it is being made, so that an interrupt leaves nothing behind.
 
-    Pika's constructor tidies up after an ``Exception`` only. For the thread that opens.
+    Pika's constructor tidies up after an ``Exception`` only. For the thread that opens. What it cannot hold: a
+    descriptor that is a bare number inside Python's own ``socket.accept()``, at the moment of the interrupt.
     """
 
     def __init__(self) -> None:
@@ -48,30 +57,28 @@ class Opening:
 
     def create_connection(self, configs: Any, *, on_done: Callable[[Any], None], custom_ioloop: Any) -> None:
         """Do what Pika's ``SelectConnection.create_connection`` does, and keep hold of what it makes."""
+        opening = self
         self._ioloop = custom_ioloop
 
-        def done(result: Any) -> None:
-            self._impl = result if isinstance(result, SelectConnection) else None
-            on_done(result)
+        class Held(SelectConnection):  # type: ignore[misc]
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                opening._impl = self
+                super().__init__(*arguments, **options)
 
-        self._workflow = SelectConnection.create_connection(configs, on_done=done, custom_ioloop=custom_ioloop)
+        self._workflow = Held.create_connection(configs, on_done=on_done, custom_ioloop=custom_ioloop)
 
     def drop(self) -> None:
         """Close all that is there. Twice is fine; never raises."""
-        reason = px.ConnectionOpenAborted("interrupted while opening")
+        if self._impl is not None:
+            drop(self._impl, px.ConnectionOpenAborted("interrupted while opening"))
         connector = getattr(self._workflow, "_connector", None)
-        shim = getattr(connector, "_amqp_conn", None)
-        for impl in (self._impl, getattr(shim, "conn", None)):
-            if impl is not None:
-                drop(impl, reason)
         if connector is not None:
             with _whatever_state():
                 connector._task_ref.cancel()  # closes the socket of a TLS handshake
             with _whatever_state():
                 connector._sock.close()
         if self._ioloop is not None:
-            with _whatever_state():
-                self._ioloop.close()
+            close_loop(self._ioloop)
 
 
 @contextlib.contextmanager

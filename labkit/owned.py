@@ -242,7 +242,7 @@ class OwnedConnection:
             self._raised.append(exc)
 
     def _lost(self, what: str, reason: Exception) -> NotConnected:
-        if self._connection is not None and not self._connection.is_closed:
+        if self._connection is not None:  # even if Pika says that it is closed: it may be half-way there
             drop(self._connection._impl, reason)
         self._connection, self.reason = None, reason
         self.tell(ConnectionLost, reason=reason)

@@ -1,0 +1,30 @@
+"""Interrupts at any moment: nothing is lost, nothing is left behind, and the connection is usable or says it is not."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from labkit.lab.home import project
+
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer that interrupts a program"),
+]
+VERBS = ("publish", "consume", "open", "close")
+
+
+def interrupt(settings, verb, seed, count):
+    program = [sys.executable, "-m", "tests.broker.interrupted_program"]
+    done = subprocess.run(
+        [*program, settings.to_url(mask=False), verb, str(seed), str(count)],
+        cwd=project(), capture_output=True, text=True, timeout=60 + count, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert f"{count} interrupts of {verb}" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_call_that_is_interrupted_leaves_nothing_half_done(settings, verb):
+    interrupt(settings, verb, seed=1, count=60)
