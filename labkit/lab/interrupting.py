@@ -1,10 +1,13 @@
 """End a blocking call from outside, the way a kernel interrupt does. For lessons; a service calls `stop()` instead."""
 
+import dis
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.validation import checked_number
@@ -22,8 +25,7 @@ class StopAfter:
 
     The block ends early without harm: the timer is cancelled. Only the main thread can use it, since only there
     does Python raise KeyboardInterrupt (signal module, "Signals and threads"). An interrupt that somebody else
-    sends, with Ctrl-C or the stop button, leaves the block as always. From Python 3.12 on, one that falls on the very
-    end of a block that was ending by itself can escape: give a block that ends by itself more time than it needs.
+    sends, with Ctrl-C or the stop button, leaves the block as always.
 
     Attributes:
         interrupted: Whether the block was still running after *seconds*.
@@ -43,6 +45,7 @@ class StopAfter:
         self._on_its_way = False
         self._arrived = False
         self._over = False
+        self._block: Block | None = None
         self._timer = threading.Timer(seconds, self._send)
         self._timer.daemon = True
         self.interrupted = False
@@ -65,8 +68,16 @@ class StopAfter:
             if callable(self._before):
                 self._before(number, frame)
             return
-        while frame is not None and frame.f_code not in EDGES:
+        home = self._block.frame if self._block else None
+        while frame is not None and frame.f_code not in EDGES and frame is not home:
             frame = frame.f_back
+        if frame is not None and frame is home and self._block:
+            if self._block.would_catch_here():
+                frame = None
+            elif self._block.is_entered:
+                self._arrived = True  # between the body's last step and __exit__: there is nothing left to end
+                self._on_its_way = False
+                return
         # At the end of this block it has nothing to end; on the edge of another one it must be sent again.
         is_end = frame is not None and frame.f_code is LEAVING and frame.f_locals["self"] is self
         self._arrived = frame is None or is_end
@@ -75,6 +86,7 @@ class StopAfter:
             raise KeyboardInterrupt
 
     def __enter__(self) -> "StopAfter":
+        self._block = Block(sys._getframe(1))
         self._before = signal.signal(signal.SIGINT, self._receive)
         self._timer.start()
         return self
@@ -87,8 +99,43 @@ class StopAfter:
         self._timer.cancel()
         _wait(lambda: not self._on_its_way)  # let it arrive here, not in the next cell
         signal.signal(signal.SIGINT, self._before)
+        self._block = None  # it holds a frame
         self.interrupted = self._arrived
         return self._arrived and kind is KeyboardInterrupt
+
+
+class Block:
+    """The ``with`` block that a frame is about to enter.
+
+    Python may call a signal handler when the block's last step is done and ``__exit__`` not begun (from 3.12 on it
+    does: the first step of a called function shows the caller's frame). What is raised there, nobody catches. The
+    function's exception table tells where that is.
+    """
+
+    def __init__(self, frame: FrameType) -> None:
+        self.frame = frame
+        self._entered = frame.f_lasti
+        self._table: list[Any] = dis.Bytecode(frame.f_code).exception_entries  # type: ignore[attr-defined]
+        later = [entry for entry in self._table if entry.start > self._entered]
+        target = min(later, key=lambda entry: entry.start).target if later else None
+        code = frame.f_code.co_code
+        is_with = target is not None and dis.opname[code[target + 2]] == "WITH_EXCEPT_START"
+        self._cleanup = target if is_with else None  # None: entered by a call, as an ExitStack does
+
+    @property
+    def is_entered(self) -> bool:
+        """Whether the frame has gone on since ``__enter__``."""
+        return self.frame.f_lasti != self._entered
+
+    def would_catch_here(self) -> bool:
+        """Whether the ``with`` statement catches what is raised where its frame is now."""
+        place: int | None = self.frame.f_lasti
+        if self._cleanup is None:
+            return True
+        while place is not None and place != self._cleanup:
+            # From a try inside the block to its own handler, and from there outwards.
+            place = next((entry.target for entry in self._table if entry.start <= place < entry.end), None)
+        return place is not None
 
 
 LEAVING = StopAfter.__exit__.__code__

@@ -1,7 +1,6 @@
 import contextlib
 import random
 import signal
-import sys
 import threading
 import time
 
@@ -9,11 +8,6 @@ import pytest
 
 from labkit.errors import ConfigurationError, LabkitError
 from labkit.lab.interrupting import StopAfter
-
-steady = pytest.mark.skipif(
-    sys.version_info >= (3, 12),
-    reason="from Python 3.12 on, an interrupt at the very end of the block can still escape it",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +84,6 @@ def test_outer_block_ends_the_inner_one():
     assert (inner.interrupted, outer.interrupted) == (False, True)
 
 
-@steady
 @pytest.mark.parametrize("seed", range(3))
 def test_interrupt_that_races_with_the_end_of_the_block_is_swallowed(seed):
     rng = random.Random(seed)
@@ -109,7 +102,6 @@ def test_interrupt_that_races_with_the_end_of_the_block_is_swallowed(seed):
     assert set(late) == {True, False}
 
 
-@steady
 def test_error_of_the_body_survives_an_interrupt_on_its_way():
     rng = random.Random(4)
     for _ in range(40):
