@@ -7,8 +7,9 @@ import socket
 import pika.exceptions as px
 import pytest
 
-from labkit import AuthenticationFailed, ConnectError
+from labkit import AuthenticationFailed, ChannelLost, ConnectError, LabkitError, OutcomeUnknown
 from labkit.lab.diagnosis import explain
+from labkit.verdicts import ADVICE
 
 CLOSERS = {"client", "broker", "network", "nobody"}
 EXAMPLES = [
@@ -78,3 +79,66 @@ def test_our_own_refusal_is_explained_by_what_the_broker_said():
 
 def test_a_close_asked_for_by_the_program_quotes_no_broker():
     assert explain(px.ConnectionClosedByClient(200, "Normal shutdown")).said == ""
+
+
+def family(cls: type[BaseException]) -> list[type[BaseException]]:
+    """The class and all that labkit derives from it."""
+    return [cls, *(each for child in cls.__subclasses__() for each in family(child) if "labkit" in each.__module__)]
+
+
+OURS = [*family(LabkitError), KeyboardInterrupt]
+
+
+def bare(cls: type[BaseException]) -> BaseException:
+    """One of that class, with nothing said about its cause."""
+    error = cls.__new__(cls)
+    error.args = ("text",)
+    return error
+
+
+def test_the_whole_tree_of_our_errors_is_looked_at():
+    assert len(OURS) >= 25
+
+
+@pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
+def test_each_of_our_errors_without_a_cause_is_told_with_advice_of_its_own(error):
+    told = explain(bare(error))
+    assert told.what != explain(ZeroDivisionError("x")).what
+    assert told.closed_by in CLOSERS
+    assert told.advice not in ADVICE.values()  # what to do about any error of its kind
+
+
+PUBLIC = [each for each in OURS if each.__module__ == "labkit.errors" and each is not LabkitError]
+
+
+@pytest.mark.parametrize("error", PUBLIC, ids=lambda error: error.__name__)
+def test_each_of_our_errors_is_told_in_words_of_its_own(error):
+    told = explain(bare(error))
+    general = explain(bare(LabkitError))
+    assert told.what != general.what
+    assert told.advice != general.advice
+
+
+def test_an_unknown_outcome_says_so_and_what_ended_the_link():
+    error = OutcomeUnknown("x")
+    error.__cause__ = px.StreamLostError("x")
+    told = explain(error)
+    assert told.what.startswith("no answer came about the message: it may be in the queue, or not; the TCP link ended")
+    assert "duplicates" in told.advice
+    assert told.closed_by == "network"
+
+
+def test_what_ended_a_connection_says_what_to_do_about_it():
+    reason = px.ChannelClosedByBroker(404, "NOT_FOUND")
+    assert explain(ChannelLost("x", reason=reason)).advice == explain(reason).advice
+
+
+@pytest.mark.parametrize("error", [*OURS, *pika_errors()], ids=lambda error: error.__name__)
+def test_no_line_is_longer_than_ninety_columns_and_no_word_is_cut(error):
+    arguments = (530, "NOT_ALLOWED - " + "access to vhost refused " * 9)
+    instance = error(*arguments) if issubclass(error, px.ConnectionClosed | px.ChannelClosed) else bare(error)
+    text = str(explain(instance))
+    assert max(len(line) for line in text.splitlines()) <= 90
+    told = explain(instance)
+    assert told.advice in " ".join(text.split())
+    assert " ".join(told.said.split()) in " ".join(text.split())
