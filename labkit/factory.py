@@ -1,16 +1,41 @@
-"""One settings object in, open Pika connections out. The place where ``pika.BlockingConnection`` is made."""
+"""One settings object in, Pika connections of every kind out. The place where they are made."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict, Unpack
 
 import pika
+import pika.exceptions
+from pika.adapters.asyncio_connection import AsyncioConnection
 
 from labkit.bringup import Bringup
 from labkit.connection import Connection
 from labkit.dropping import Opening
-from labkit.events import ConnectionBlocked, ConnectionUnblocked, Dispatcher, Listener
+from labkit.errors import ConfigurationError
+from labkit.events import (
+    ConnectionBlocked,
+    ConnectionClosed,
+    ConnectionLost,
+    ConnectionUnblocked,
+    Dispatcher,
+    Listener,
+)
+from labkit.extras import extra
+from labkit.libev import LibevConnection
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
+from labkit.walk import HostWalk, walking
+
+FIRST_THREAD_SAFE = "1.5.0rc1"
+GRACE = 1.0  # seconds for Pika's thread to say what went wrong, after its own limit
+
+
+class Callbacks(TypedDict, total=False):
+    """What Pika's callback adapters take, all of it optional."""
+
+    on_open_callback: Callable[[Any], Any]
+    on_open_error_callback: Callable[[Any, BaseException], Any]
+    on_close_callback: Callable[[Any, BaseException], Any]
+    custom_ioloop: Any
 
 
 class ConnectionFactory:
@@ -93,6 +118,113 @@ class ConnectionFactory:
         return connection.open(deadline=deadline)
 
     def _report_alarms(self, connection: pika.BlockingConnection) -> None:
+        connection = Bringup(self.settings, self.events, self._clock, pika.BlockingConnection).run()
+        # On the connection inside: BlockingConnection hands notices out in process_data_events() only, so that a
+        # publish which waits for the end of an alarm would not say why it waits.
+        self._report_alarms(connection._impl)
+        return connection
+
+    def select(self, **callbacks: Unpack[Callbacks]) -> pika.SelectConnection:
+        """Return a ``SelectConnection`` that opens as soon as ``connection.ioloop.start()`` runs its loop.
+
+        This, :meth:`asyncio`, :meth:`tornado`, :meth:`gevent` and :meth:`libev` return before anything is
+        connected; the loop's thread owns the connection, and the others may only call the loop's own thread-safe
+        method. The bring-up on the loop keeps the promises of :meth:`blocking`: every host, every address, and
+        ``connection_attempts``, all within ``connect_deadline``, and no login is tried twice. (A name lookup that
+        is given up may live on in a thread; it holds no connection.)
+
+        Args:
+            callbacks: Pika's own: ``on_open_callback(connection)``, ``on_open_error_callback(connection, error)``,
+                ``on_close_callback(connection, reason)``; and ``custom_ioloop``, a loop of the adapter's kind.
+                The error is Pika's; ``labkit.classify(error)`` says what it means. Without
+                ``on_open_error_callback`` it is raised into the loop.
+
+        Raises:
+            ConfigurationError: a TLS file cannot be read.
+
+        Emits what :meth:`blocking` does, then ConnectionLost or ConnectionClosed.
+        """
+        return self._on_a_loop(pika.SelectConnection, **callbacks)
+
+    def asyncio(self, **callbacks: Unpack[Callbacks]) -> Any:
+        """Return Pika's ``AsyncioConnection`` on the running event loop; see :meth:`select`.
+
+        On Windows the loop must be a ``SelectorEventLoop``: Pika needs ``add_reader``.
+        """
+        return self._on_a_loop(AsyncioConnection, **callbacks)
+
+    def tornado(self, **callbacks: Unpack[Callbacks]) -> Any:
+        """Return Pika's ``TornadoConnection`` on this thread's ``tornado.ioloop.IOLoop``; see :meth:`select`.
+
+        Raises:
+            MissingExtra: Tornado is not installed.
+        """
+        return self._on_a_loop(extra("tornado", "pika.adapters.tornado_connection").TornadoConnection, **callbacks)
+
+    def gevent(self, **callbacks: Unpack[Callbacks]) -> Any:
+        """Return Pika's ``GeventConnection`` on this thread's gevent hub; see :meth:`select`.
+
+        It works while any greenlet waits. Not on Windows. ``labkit.libev.pin_gevent()`` puts the hub on libev.
+
+        Raises:
+            MissingExtra: gevent is not installed.
+        """
+        return self._on_a_loop(extra("gevent", "pika.adapters.gevent_connection").GeventConnection, **callbacks)
+
+    def libev(self, **callbacks: Unpack[Callbacks]) -> Any:
+        """Return a :class:`labkit.libev.LibevConnection`, which runs on libev itself; see :meth:`select`.
+
+        Raises:
+            MissingExtra: gevent, which ships the binding of libev, is not installed.
+            ConfigurationError: this gevent has no libev (Windows).
+        """
+        return self._on_a_loop(LibevConnection, **callbacks)
+
+    def thread_safe(self) -> Any:
+        """Return an open ``pika.Connection``, which any thread may use; Pika runs its loop in a thread of its own.
+
+        Raises:
+            ConfigurationError: the installed Pika has no such class. It came with 1.5.
+            ConnectError: as :meth:`blocking`.
+
+        Emits what :meth:`blocking` does.
+        """
+        connection_class = getattr(pika, "Connection", None)
+        if connection_class is None:
+            raise ConfigurationError(
+                f"Pika {pika.__version__} is installed, and has no thread-safe pika.Connection; Pika 1.5 has it: "
+                f"pip install --pre 'pika>={FIRST_THREAD_SAFE},<1.6', or use connect()"
+            )
+
+        def open_one(parameters: Any) -> Any:
+            return connection_class(parameters, timeout=parameters.stack_timeout + GRACE)
+
+        connection = Bringup(self.settings, self.events, self._clock, open_one).run()
+        self._report_alarms(connection)
+        return connection
+
+    def _on_a_loop(
+        self,
+        adapter: Any,
+        *,
+        on_open_callback: Callable[[Any], Any] | None = None,
+        on_open_error_callback: Callable[[Any, BaseException], Any] | None = None,
+        on_close_callback: Callable[[Any, BaseException], Any] | None = None,
+        custom_ioloop: Any = None,
+    ) -> Any:
+        connection = walking(adapter)(HostWalk(self.settings, self.events, self._clock), custom_ioloop)
+        # Ours first: a callback that raises, or that leaves the greenlet, keeps Pika from calling the next one.
+        self._report_alarms(connection)
+        connection.add_on_close_callback(self._report_end)
+        if on_open_callback is not None:
+            connection.add_on_open_callback(on_open_callback)
+        if on_open_error_callback is not None:
+            connection.add_on_open_error_callback(on_open_error_callback)
+        if on_close_callback is not None:
+            connection.add_on_close_callback(on_close_callback)
+        return connection
+
+    def _report_alarms(self, connection: Any) -> None:
         name = self.settings.connection_name
         blocked_at = 0.0
 
@@ -104,7 +236,12 @@ class ConnectionFactory:
         def on_unblocked(_: Any, __: Any) -> None:
             self.events.emit(ConnectionUnblocked(seconds=self._clock.now() - blocked_at, connection=name))
 
-        # On the connection inside: BlockingConnection hands notices out in process_data_events() only, so that a
-        # publish which waits for the end of an alarm would not say why it waits.
-        connection._impl.add_on_connection_blocked_callback(on_blocked)
-        connection._impl.add_on_connection_unblocked_callback(on_unblocked)
+        connection.add_on_connection_blocked_callback(on_blocked)
+        connection.add_on_connection_unblocked_callback(on_unblocked)
+
+    def _report_end(self, _: Any, reason: BaseException) -> None:
+        name = self.settings.connection_name
+        if isinstance(reason, pika.exceptions.ConnectionClosedByClient):
+            self.events.emit(ConnectionClosed(connection=name))
+        else:
+            self.events.emit(ConnectionLost(reason=reason, connection=name))
