@@ -180,6 +180,28 @@ class ConnectionFactory:
         """
         return self._on_a_loop(LibevConnection, **callbacks)
 
+    def twisted(self, reactor: Any = None) -> Any:
+        """Return a Deferred of an open ``TwistedProtocolConnection``, on *reactor* (None: Twisted's own).
+
+        Call it on the reactor's thread. Twisted makes the connection; deadlines, hosts, TLS and events are those
+        of :meth:`blocking`. The Deferred fails with ConnectError, Pika's error being its ``__cause__``; the
+        connection's ``closed`` Deferred fires with what ended it.
+
+        Raises:
+            MissingExtra: Twisted is not installed.
+            ConfigurationError: a TLS file cannot be read (by way of the Deferred).
+        """
+        ours = extra("twisted", "labkit.reactor")
+        if reactor is None:
+            reactor = extra("twisted", "twisted.internet.reactor")
+        opened = ours.connect(self.settings, self.events, self._clock, self._report_end, reactor)
+
+        def report(connection: Any) -> Any:
+            self._report_alarms(connection._impl)
+            return connection
+
+        return opened.addCallback(report)
+
     def thread_safe(self) -> Any:
         """Return an open ``pika.Connection``, which any thread may use; Pika runs its loop in a thread of its own.
 
@@ -197,7 +219,9 @@ class ConnectionFactory:
             )
 
         def open_one(parameters: Any) -> Any:
-            return connection_class(parameters, timeout=parameters.stack_timeout + GRACE)
+            return connection_class(
+                parameters, timeout=parameters.stack_timeout + GRACE, on_close_callback=self._report_end
+            )
 
         connection = Bringup(self.settings, self.events, self._clock, open_one).run()
         self._report_alarms(connection)

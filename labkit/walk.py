@@ -41,7 +41,7 @@ SocketError = workflow.AMQPConnectorSocketConnectError
 TransportError = workflow.AMQPConnectorTransportSetupError
 
 
-class HostWalk(workflow.AbstractAMQPConnectionWorkflow):  # type: ignore[misc]
+class HostWalk:
     """One bring-up of one connection. Used once, on the loop's thread."""
 
     def __init__(self, settings: BrokerSettings, events: Dispatcher, clock: Clock) -> None:
@@ -138,6 +138,8 @@ class HostWalk(workflow.AbstractAMQPConnectionWorkflow):  # type: ignore[misc]
     def _next_host(self) -> None:
         self._host_ends = self._clock.now() + max(SHORTEST_LIMIT, self._left() / len(self._queue))
         self._parameters = self._queue.popleft()
+        # The connection's own copy, which its repr and Pika's errors show; all else is the same for every host.
+        self._connection.params.host, self._connection.params.port = self._parameters.host, self._parameters.port
         self._attempts += 1
         self._events.emit(ConnectAttempted(attempt=self._attempts, **self._place()))
         address = join_address(self._parameters.host, self._parameters.port)
