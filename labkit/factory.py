@@ -97,7 +97,9 @@ class ConnectionFactory:
             connection: pika.BlockingConnection = Bringup(
                 self.settings, self.events, self._clock, opening.open_one
             ).run()
-            self._report_alarms(connection)
+            # On the connection inside: BlockingConnection hands notices out in process_data_events() only, so that
+            # a publish which waits for the end of an alarm would not say why it waits.
+            self._report_alarms(connection._impl)
         except BaseException:
             opening.drop()
             raise
@@ -116,13 +118,6 @@ class ConnectionFactory:
         """
         connection = Connection(self.settings, backoff=self.backoff, listeners=[self.events.emit])
         return connection.open(deadline=deadline)
-
-    def _report_alarms(self, connection: pika.BlockingConnection) -> None:
-        connection = Bringup(self.settings, self.events, self._clock, pika.BlockingConnection).run()
-        # On the connection inside: BlockingConnection hands notices out in process_data_events() only, so that a
-        # publish which waits for the end of an alarm would not say why it waits.
-        self._report_alarms(connection._impl)
-        return connection
 
     def select(self, **callbacks: Unpack[Callbacks]) -> pika.SelectConnection:
         """Return a ``SelectConnection`` that opens as soon as ``connection.ioloop.start()`` runs its loop.
