@@ -182,7 +182,8 @@ def apt_script(packages, policy="/usr/sbin/policy-rc.d"):
         # the call, and only where the machine has none. The traps on signals: dash runs none on EXIT after a Ctrl-C,
         # and a policy-rc.d left behind would keep every later service of this machine from starting.
         lines += [
-            "trap 'rm -f %s' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM HUP" % policy,
+            "quiet() { trap '' INT TERM HUP; }  # a second Ctrl-C must not end the rm",
+            "trap 'quiet; rm -f %s' EXIT; trap 'quiet; exit 130' INT; trap 'quiet; exit 143' TERM HUP" % policy,
             "printf '#!/bin/sh\\nexit 101\\n' >%s; chmod +x %s" % (policy, policy),
         ]
     lines.append("%s >/dev/null || { apt-get update -qq && %s >/dev/null; } || exit 1" % (install, install))
