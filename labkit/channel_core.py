@@ -3,10 +3,11 @@
 Holds neither the user's ``Channel`` nor its ``Connection``, so that both can be collected when they are forgotten.
 """
 
+import contextlib
 import logging
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from labkit.topology import Message
 
 LOGGER = logging.getLogger(__name__)
 UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
+WAITING_MAX = 65536  # deliveries; the largest prefetch is 65535
 UNSENT_PAUSE = 0.02  # seconds between two looks at them
 # What Pika and Python raise for a value that does not fit AMQP (a long name, an odd header); nothing was sent.
 NOT_SENDABLE = (
@@ -99,8 +101,12 @@ class Core:
 
     def give_up(self, request: Request, reason: BaseException) -> None:
         """Its caller waits no more: if it was sent and is not answered, the channel cannot be trusted any more."""
+        asked = [each for _, each in self._gets][1:]  # these wait for the first one's answer
         if request in self._held:
             self._held.remove(request)
+        elif request in asked:
+            self._gets = deque(each for each in self._gets if each[1] is not request)
+            self._pending.discard(request)
         elif request in self._pending and not request.waiter.is_settled:
             self._end(reason)
 
@@ -142,6 +148,10 @@ class Core:
         """The channel is gone with its link."""
         self._end(reason)
 
+    def forget(self, reason: BaseException) -> None:
+        """Be closed, in a child process after a fork: no lock, no event, no word to the broker."""
+        self.is_open, self.is_closed, self.reason = False, True, reason
+
     def resume(self) -> None:
         """Send the publishes that were held back, as far as they may go."""
         while self._held and self._may_publish():
@@ -155,7 +165,7 @@ class Core:
 
     def consume(self, queue: str, handler: Callable[[Delivery], object], request: Request) -> None:
         """Start a consumer; the request gets its tag."""
-        consumer = _Consumer(queue, handler, Mailbox("labkit-consumer", limit=1_000_000))
+        consumer = _Consumer(queue, handler, Mailbox("labkit-consumer", limit=WAITING_MAX))
         tag: str = self.pika.basic_consume(
             queue,
             lambda _, method, properties, body: self._deliver(consumer, method, properties, body),
@@ -172,9 +182,8 @@ class Core:
         consumer.is_cancelled = True
 
         def cancelled(_: Any) -> None:
-            for each in consumer.waiting:
+            for each in _take_all(consumer.waiting):
                 self.pika.basic_nack(each, requeue=True)
-            consumer.waiting.clear()
             request.settle()
 
         self.pika.basic_cancel(tag, callback=cancelled)
@@ -315,6 +324,13 @@ class Core:
             consumer.is_cancelled = True
             consumer.waiting.clear()
             self.link.emit(ConsumerCancelled(queue=consumer.queue, consumer_tag=tag))
+
+
+def _take_all(waiting: dict[int, Delivery]) -> Iterator[int]:
+    """Empty *waiting*, from which the handler's thread takes too, and yield the tags."""
+    with contextlib.suppress(KeyError):
+        while True:
+            yield waiting.popitem()[0]
 
 
 def _handle(consumer: _Consumer, tag: int) -> None:

@@ -4,6 +4,7 @@ What it does is in two places: ``labkit.lifecycle`` (states and events, on the I
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import time
@@ -136,7 +137,7 @@ class Connection:
 
     @property
     def generation(self) -> int:
-        """How many links there have been, attempts that failed included."""
+        """How many links there have been: 1 after the first :meth:`open`."""
         return self._life.generation
 
     def open(self, *, deadline: float | None = None) -> Self:
@@ -155,13 +156,21 @@ class Connection:
         """
         seconds = self.settings.connect_deadline if deadline is None else float(checked_number("deadline", deadline))
         ends = time.monotonic() + seconds
-        life = self._life
+        life, way = self._life, Way()
         try:
-            way = self._io.call(life.begin_opening, timeout=seconds)
-            if way is not None:
+            if self._io.call(lambda: life.begin_opening(way), timeout=seconds):
                 follow(life, way, self.settings, self.backoff, seconds)
             if not self.is_open:
                 life.wait_for(State.OPEN, ends - time.monotonic())
+        except Exception as exc:
+            reason = exc
+            with contextlib.suppress(LabkitError):  # after this turn the state is what the error says
+                self._io.call(lambda: life.left(way, reason), timeout=ABORT_TIMEOUT)
+            raise
+        except BaseException as exc:  # an interrupt, wherever it came
+            interrupt = exc
+            self._io.post(lambda: life.left(way, interrupt))
+            raise
         finally:
             life.mailbox.flush(FLUSH_TIMEOUT)
         return self
@@ -258,6 +267,8 @@ class Connection:
             return
         try:
             self._io.post(begin)
+            if self._io.is_current:  # a role's own code; what is waited for would never come
+                return
             life.wait_for(State.CLOSED, timeout + FLUSH_TIMEOUT)
         except LabkitError as exc:
             LOGGER.warning("closing: %s", exc)

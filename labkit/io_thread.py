@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import pika.exceptions as px
 from pika.adapters.select_connection import IOLoop
 
 from labkit.errors import DeadlineExceeded, NotConnected
@@ -124,7 +125,7 @@ class Loop:
         self.ioloop.close()
 
     def _dispose(self, crash: BaseException) -> None:
-        reason = RuntimeError(f"the I/O thread crashed: {crash!r}")
+        reason = px.StreamLostError(f"the I/O thread crashed: {crash!r}")
         for each in list(self.hosted):
             try:
                 each.dispose(reason)
@@ -289,7 +290,7 @@ class IoThread:
 
     def replace(self, loop: Loop, crash: BaseException) -> None:
         """Let the next use start a new loop, fail who waits, and say there what is lost."""
-        reason = RuntimeError(f"the I/O thread crashed: {crash!r}")
+        reason = px.StreamLostError(f"the I/O thread crashed: {crash!r}")
         reason.__cause__ = crash
         with self._lock:
             self.crashes += 1

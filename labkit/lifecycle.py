@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pika.exceptions as px
 
-from labkit.errors import DeadlineExceeded, NotConnected, describe
+from labkit.errors import DeadlineExceeded, Kind, NotConnected, classify, describe
 from labkit.events import (
     AttemptFailed,
     ConnectAttempted,
@@ -32,6 +32,7 @@ from labkit.events import (
 from labkit.io_thread import IoThread, Waiter
 from labkit.link import Link
 from labkit.mailbox import Mailbox
+from labkit.retry import BUSY_STEPS
 
 LOGGER = logging.getLogger(__name__)
 ORPHAN_TIMEOUT = 5.0  # seconds for the goodbye of a connection that was forgotten
@@ -187,9 +188,10 @@ class Lifecycle:
             self.begin_closing(ORPHAN_TIMEOUT)
 
     def crashed(self, reason: BaseException) -> None:
-        """Come back to the new loop; the link tells what it has lost."""
+        """Come back to the new loop, unless it is over; the link tells what it has lost."""
         del reason
-        self.io.host(self)
+        if self.state not in (State.NEW, State.FAILED, State.CLOSED):
+            self.io.host(self)
 
     def dispose(self, reason: Exception) -> None:
         """Nothing to close: the link does that."""
@@ -215,6 +217,12 @@ class Lifecycle:
         self._set(State.WAITING, lost)
         for role in list(self.roles):
             role.lost(reason)
+        verdict = classify(reason)
+        if not verdict.is_retryable:
+            self._fail(reason, ConnectionGivenUp(attempts=0, error=reason, connection=self._name))
+            return
+        if verdict.kind is Kind.BUSY:
+            self._failures += BUSY_STEPS
         try:
             self._start_recovery(self, way, self._failures)
         except RuntimeError as exc:  # the interpreter is ending: no new threads
@@ -231,15 +239,16 @@ class Lifecycle:
 
     # One transition each.
 
-    def begin_opening(self) -> Way | None:
-        """Return a new way for the caller to follow; None if it is open, or somebody is at it."""
+    def begin_opening(self, way: Way) -> bool:
+        """Take *way* for the caller to follow; False if it is open, or somebody is at it."""
         if self.way is not None or self.state is State.OPEN:
-            return None
+            return False
         if self.state is State.CLOSING:
             raise self.not_connected()
         self.io.host(self)
-        self.way = Way()
-        return self.way
+        self.way = way
+        self._failures = 0
+        return True
 
     def hear(self, way: Way, event: Event) -> None:
         """Take an event of the bring-up for what it says about the state."""
@@ -266,6 +275,7 @@ class Lifecycle:
             return
         self.way = None
         self.link = link
+        self.generation = link.generation
         self.reason = None
         link.opened_at = time.monotonic()
         opened = dataclasses.replace(way.opened, generation=link.generation)
@@ -294,6 +304,11 @@ class Lifecycle:
             self._closed(clean=True)
         else:
             self.io.release(self)
+
+    def gave_up(self, way: Way, reason: BaseException) -> None:
+        """Recovery ended before it began: a TLS file is gone, for example."""
+        if way is self.way:
+            self._fail(reason, ConnectionGivenUp(attempts=0, error=reason, connection=self._name))
 
     def begin_closing(self, timeout: float) -> None:
         """Say goodbye, if there is a link; drop it after *timeout* seconds."""

@@ -41,6 +41,9 @@ class ChannelCore(Protocol):
     def link_ended(self, reason: BaseException) -> None:
         """The channel is gone with its link."""
 
+    def forget(self, reason: BaseException) -> None:
+        """This is a child process: the channel is the parent's."""
+
     def resume(self) -> None:
         """Publishes that were held back may go now."""
 
@@ -99,7 +102,7 @@ class Link:
         self._watchdog: Watchdog | None = None
         self._waiter: Waiter | None = None
         self._limit: Timer | None = None
-        self._on_gone: list[Callable[[], None]] = []
+        self._on_gone: list[Callable[[bool], None]] = []
         self._heartbeat_error: Exception | None = None
 
     def __repr__(self) -> str:
@@ -151,9 +154,9 @@ class Link:
             self.drop(px.ConnectionOpenAborted(f"the broker did not say goodbye within {timeout:g} s"))
             done(False)
 
-        def agreed() -> None:
+        def agreed(is_clean: bool) -> None:
             timer.cancel()
-            done(True)
+            done(is_clean)
 
         self._on_gone.append(agreed)
         timer = self.io.call_later(timeout, late)
@@ -186,6 +189,7 @@ class Link:
     def crashed(self, reason: BaseException) -> None:
         """The loop it lived on has crashed."""
         self._lost(reason)
+        self._gone(is_clean=False)
 
     def dispose(self, reason: Exception) -> None:
         """Close the socket, on the loop that crashed, and tell nobody: :meth:`crashed` does."""
@@ -198,7 +202,7 @@ class Link:
             forget_socket(self.connection)
         self.is_open = False
         for channel in list(self.channels):
-            channel.link_ended(px.ConnectionWrongStateError("made before a fork; this is another process"))
+            channel.forget(px.ConnectionWrongStateError("made before a fork, and this is the child process"))
 
     def _guarded(self, function: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
         """Keep what a heartbeat function raises: Pika would report a lost stream, and labkit would try again."""
@@ -221,12 +225,12 @@ class Link:
             self.drop(px.ConnectionOpenAborted("nobody waits for this connection any more"))
 
     def _on_open_error(self, _: Any, error: BaseException) -> None:
-        self._gone()
         self._lost(self._heartbeat_error or error)
+        self._gone(is_clean=False)
 
     def _on_close(self, _: Any, error: BaseException) -> None:
-        self._gone()
         self._lost(error)
+        self._gone(is_clean=isinstance(error, px.ConnectionClosedByClient))
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
         self.is_blocked = True
@@ -263,12 +267,12 @@ class Link:
             channel.link_ended(reason)
         self.channels.clear()
 
-    def _gone(self) -> None:
+    def _gone(self, *, is_clean: bool) -> None:
         """The socket is closed."""
         self.io.release(self)
         callbacks, self._on_gone = self._on_gone, []
         for callback in callbacks:
-            callback()
+            callback(is_clean)
 
     def _stop_limit(self) -> None:
         if self._limit is not None:

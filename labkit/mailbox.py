@@ -106,7 +106,7 @@ class Mailbox:
                 continue
             try:
                 task()
-            except Exception:
+            except BaseException:  # SystemExit too: the next task is another's
                 self.failures += 1
                 LOGGER.exception("a task of %s failed; the next one runs", self._name)
             del task  # a task may hold what should be collected

@@ -45,10 +45,8 @@ def follow(life: Lifecycle, way: Way, settings: BrokerSettings, backoff: Backoff
     try:
         link = bringup.run()
         life.io.call(lambda: life.arrived(way, link), timeout=TURN_TIMEOUT)
-    except BaseException as exc:
-        reason = exc
-        life.io.post(lambda: life.left(way, reason))
-        if way.stop.is_set() and isinstance(exc, LabkitError):
+    except LabkitError as exc:
+        if way.stop.is_set():
             raise life.not_connected() from exc
         raise
 
@@ -70,10 +68,11 @@ def start_recovery(
             return
         try:
             follow(life, way, settings, pauses, UNLIMITED if deadline is None else deadline)
-        except LabkitError as exc:
-            LOGGER.info("recovery ended: %s", exc)
-        except Exception:
-            LOGGER.exception("recovery failed; the connection stays lost")
+        except Exception as exc:
+            reason = exc
+            life.io.post(lambda: life.gave_up(way, reason))
+            if not isinstance(exc, LabkitError):
+                LOGGER.exception("recovery failed; the connection stays lost")
 
     threading.Thread(target=recover, name="labkit-recovery", daemon=True).start()
 
@@ -100,8 +99,7 @@ def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) 
         if way.stop.is_set():
             opened.settle(error=px.ConnectionOpenAborted("closed while connecting"))
             return
-        life.generation += 1
-        link.generation = life.generation
+        link.generation = life.generation + 1
         way.link = link
         link.start(parameters, opened)
 

@@ -1,0 +1,65 @@
+"""What the tests of ``labkit.Connection`` share: a recorder, a proxy, and counts of what must not be left behind."""
+
+import os
+import threading
+import uuid
+from contextlib import contextmanager
+
+from labkit import Connection, Timeline
+from labkit.io_thread import SHARED
+from labkit.lab.wire import Proxy
+from labkit.link import Link
+from labkit.retry import Backoff
+from tests.view import until
+
+BRISK = Backoff(initial=0.05, maximum=1.0)
+SLACK = 2.0  # seconds; a busy machine is not a failure
+
+
+@contextmanager
+def connected(settings, **options):
+    """An open connection and its timeline; closed at the end."""
+    timeline = Timeline()
+    connection = Connection(settings, backoff=BRISK, listeners=[timeline], **options)
+    try:
+        yield connection.open(), timeline
+    finally:
+        connection.close(timeout=2)
+
+
+@contextmanager
+def through_a_proxy(settings, *, heartbeat=2, recovery=False, **changes):
+    """The same, with a proxy in between that can break the line."""
+    with (
+        Proxy(settings) as proxy,
+        connected(proxy.settings(heartbeat=heartbeat, **changes), recovery=recovery) as (connection, timeline),
+    ):
+        yield proxy, connection, timeline
+
+
+@contextmanager
+def own_virtual_host(broker):
+    """Settings for a virtual host of its own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield broker.vhost(name).replace(connection_name=name)
+    broker.delete_vhost(name)
+
+
+def retired():
+    return sum(1 for each in SHARED.hosted() if isinstance(each, Link) and each.is_retired)
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def our_threads():
+    """The names of labkit's own threads, the proxy's left out."""
+    return sorted(
+        each.name for each in threading.enumerate() if each.name.startswith("labkit-") and "wire" not in each.name
+    )
+
+
+def settle():
+    """Wait until the I/O thread and the event threads have nothing left to do and have ended."""
+    until(lambda: not our_threads(), 15)

@@ -1,0 +1,322 @@
+"""A channel from any thread: every call ends, what closed it is kept, and a value that cannot be sent costs nothing."""
+
+import threading
+import time
+
+import pytest
+
+from labkit import (
+    Binding,
+    ChannelClosed,
+    ChannelLost,
+    ConfigurationError,
+    ConsumerCancelled,
+    DeadlineExceeded,
+    Exchange,
+    LeaseError,
+    Message,
+    MessageReturned,
+    Queue,
+    QueueState,
+)
+from labkit.lab.wire import Proxy, Stall
+from tests.broker.connections import SLACK, connected, own_virtual_host
+from tests.view import until
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(scope="module")
+def settings(broker):
+    """One virtual host for all tests here: making one takes longer than most of them."""
+    with own_virtual_host(broker) as settings:
+        yield settings
+
+
+@pytest.fixture
+def both(settings):
+    with connected(settings) as both:
+        yield both
+
+
+@pytest.fixture
+def connection(both):
+    return both[0]
+
+
+@pytest.fixture
+def timeline(both):
+    return both[1]
+
+
+@pytest.fixture
+def channel(connection):
+    channel = connection.channel()
+    channel.delete(Queue("work"))
+    channel.declare(Queue("work"))
+    return channel
+
+
+def fetch(channel, queue="work"):
+    return until(lambda: channel.get(queue), 10)
+
+
+def test_what_is_published_is_got_and_acknowledged_once(channel):
+    assert channel.get("work") is None
+    channel.publish(Message("hello", headers={"a": [1, {"b": None}]}, message_id="m1"), routing_key="work")
+    delivery = fetch(channel)
+    assert (delivery.body, delivery.message.text, delivery.redelivered) == (b"hello", "hello", False)
+    assert (delivery.message.message_id, delivery.message.headers["a"]) == ("m1", (1, {"b": None}))
+    delivery.ack()
+    with pytest.raises(LeaseError, match="settled before"):
+        delivery.ack()
+    assert channel.declare(Queue("work"), passive=True) == QueueState("work", 0, 0)
+
+
+def test_a_delivery_given_back_comes_again_and_a_refused_one_does_not(channel):
+    channel.publish("hello", routing_key="work")
+    fetch(channel).nack()
+    again = fetch(channel)
+    assert again.redelivered
+    again.reject()
+    assert channel.get("work") is None
+    assert repr(again) == "Delivery(5 bytes, reject)"
+
+
+def test_exchanges_and_bindings_are_made_and_deleted(channel):
+    channel.declare(Exchange("logs", "headers"))
+    channel.declare(Exchange("all", "fanout"))
+    by_header = Binding(Exchange("logs"), Queue("work"), arguments={"x-match": "all", "level": "error"})
+    channel.declare(by_header)
+    channel.declare(Binding("all", Exchange("logs")))
+    channel.publish(Message("x", headers={"level": "error"}), exchange="all", routing_key="")
+    fetch(channel).ack()
+    channel.delete(by_header)
+    channel.publish(Message("x", headers={"level": "error"}), exchange="logs", routing_key="")
+    assert channel.get("work") is None
+    channel.delete(Binding("all", Exchange("logs")))
+    channel.delete(Exchange("logs"))
+    channel.delete(Queue("work"))
+    with pytest.raises(ChannelLost, match="404"):
+        channel.declare(Queue("work"), passive=True)
+
+
+def test_the_broker_names_a_queue_without_a_name(channel):
+    state = channel.declare(Queue(exclusive=True))
+    assert state.name.startswith("amq.gen")
+
+
+def test_an_answer_that_closes_the_channel_is_raised_by_every_later_call(connection, channel, timeline):
+    with pytest.raises(ChannelLost, match="404") as caught:
+        channel.get("missing")
+    assert caught.value.reason.reply_code == 404
+    assert channel.close_reason is caught.value.reason
+    assert not channel.is_open
+    calls = [
+        lambda: channel.publish("x", routing_key="work"),
+        lambda: channel.declare(Queue("other")),
+        lambda: channel.qos(1),
+        lambda: channel.consume("work", print),
+        lambda: channel.cancel("tag"),
+    ]
+    for call in calls:
+        with pytest.raises(ChannelLost) as again:
+            call()
+        assert again.value.reason.reply_code == 404
+    channel.close()
+    assert timeline.wait_for(ChannelClosed, timeout=5).reason.reply_code == 404
+    with pytest.raises(ChannelLost, match="406"):
+        connection.channel().declare(Queue("work", durable=False))
+    assert connection.is_open
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda channel: channel.publish("x", routing_key="k" * 256),
+        lambda channel: channel.publish("x", exchange=3, routing_key="k"),
+        lambda channel: channel.publish(None, routing_key="k"),
+        lambda channel: channel.publish(Message("x", headers={"n" * 256: 1}), routing_key="k"),
+        lambda channel: channel.publish(Message("x", headers={"o": object()}), routing_key="k"),
+        lambda channel: channel.declare(Queue("work", arguments={"x": object()})),
+        lambda channel: channel.declare(Queue("q" * 256)),
+        lambda channel: channel.declare("work"),
+        lambda channel: channel.delete("work"),
+        lambda channel: channel.declare(Binding("a", "b"), passive=True),
+        lambda channel: channel.get(""),
+        lambda channel: channel.qos(0),
+        lambda channel: channel.qos(70000),
+        lambda channel: channel.consume("work", None),
+        lambda channel: channel.get("work", timeout=-1),
+    ],
+)
+def test_a_value_that_cannot_be_sent_leaves_the_channel_usable(channel, call):
+    with pytest.raises(ConfigurationError):
+        call(channel)
+    channel.publish("fine", routing_key="work")
+    fetch(channel).ack()
+
+
+def test_what_pika_itself_refuses_to_encode_leaves_the_channel_usable(channel):
+    class Odd(str):
+        """Looks like text to labkit; Pika cannot encode it."""
+
+        def encode(self, *_):
+            raise UnicodeEncodeError("utf-8", "x", 0, 1, "odd")
+
+    message = Message("x")
+    object.__setattr__(message, "type", Odd("t"))
+    with pytest.raises(ConfigurationError, match="cannot be sent"):
+        channel.publish(message, routing_key="work")
+    channel.publish("fine", routing_key="work")
+    assert fetch(channel).body == b"fine"
+
+
+def test_a_mandatory_message_without_a_queue_is_returned_as_an_event(channel, timeline):
+    channel.publish(Message("x", message_id="m1"), routing_key="nowhere", mandatory=True)
+    returned = timeline.wait_for(MessageReturned, timeout=5)
+    assert (returned.routing_key, returned.reply_code, returned.message_id) == ("nowhere", 312, "m1")
+
+
+def test_a_handler_gets_every_message_in_order_off_the_io_thread(channel):
+    bodies, names = [], set()
+
+    def handler(delivery):
+        names.add(threading.current_thread().name)
+        bodies.append(delivery.body)
+        delivery.ack()
+
+    tag = channel.consume("work", handler)
+    for number in range(200):
+        channel.publish(str(number), routing_key="work")
+    until(lambda: len(bodies) == 200)
+    assert bodies == [str(number).encode() for number in range(200)]
+    assert names == {"labkit-consumer"}
+    channel.cancel(tag)
+    channel.cancel(tag)
+    channel.publish("later", routing_key="work")
+    assert fetch(channel).body == b"later"
+
+
+def test_no_more_than_the_prefetch_waits_here_and_a_cancel_gives_it_back(connection, channel):
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def handler(delivery):
+        begun.release()
+        go.wait(10)
+        delivery.ack()
+
+    channel.qos(3)
+    for number in range(10):
+        channel.publish(str(number), routing_key="work")
+    tag = channel.consume("work", handler)
+    assert begun.acquire(timeout=10)
+    other = connection.channel()
+    until(lambda: other.declare(Queue("work"), passive=True).messages == 7)
+    channel.cancel(tag)
+    until(lambda: other.declare(Queue("work"), passive=True).messages == 9)
+    go.set()
+    assert not begun.acquire(timeout=0.2)
+
+
+def test_a_handler_that_raises_has_its_message_put_back_once_and_then_refused(channel):
+    seen = []
+
+    def handler(delivery):
+        seen.append(delivery.redelivered)
+        raise ValueError("bad message")
+
+    channel.consume("work", handler)
+    channel.publish("poison", routing_key="work")
+    until(lambda: seen == [False, True])
+    until(lambda: channel.declare(Queue("work"), passive=True).messages == 0)
+    assert channel.is_open
+    assert seen == [False, True]
+
+
+def test_an_ack_from_another_thread_and_after_the_handler_counts(channel):
+    kept = []
+    channel.consume("work", kept.append)
+    channel.publish("x", routing_key="work")
+    until(lambda: kept)
+    kept[0].ack()
+    channel.close()
+
+
+def test_an_ack_after_the_channel_is_gone_says_so_and_the_message_comes_again(connection, channel):
+    channel.publish("x", routing_key="work")
+    delivery = fetch(channel)
+    channel.close()
+    with pytest.raises(ChannelLost):
+        delivery.ack()
+    assert fetch(connection.channel()).redelivered
+
+
+def test_a_deleted_queue_ends_its_consumer_with_an_event(channel, timeline):
+    tag = channel.consume("work", print)
+    channel.delete(Queue("work"))
+    cancelled = timeline.wait_for(ConsumerCancelled, timeout=5)
+    assert (cancelled.queue, cancelled.consumer_tag) == ("work", tag)
+    channel.cancel(tag)
+    assert channel.is_open
+
+
+def test_gets_from_many_threads_at_once_give_each_message_to_one(channel):
+    for number in range(60):
+        channel.publish(str(number), routing_key="work")
+    until(lambda: channel.declare(Queue("work"), passive=True).messages == 60)
+    bodies = []
+
+    def take():
+        for _ in range(10):
+            delivery = channel.get("work")
+            bodies.append(delivery.body)
+            delivery.ack()
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(map(int, bodies)) == list(range(60))
+
+
+def test_a_call_without_an_answer_in_time_costs_the_channel_and_not_the_connection(settings):
+    with Proxy(settings) as proxy, connected(proxy.settings()) as (connection, _):
+        channel = connection.channel()
+        started = time.monotonic()
+        with proxy.fault(Stall(), direction="downstream"):
+            with pytest.raises(DeadlineExceeded, match="no answer within"):
+                channel.declare(Queue("work"), timeout=0.3)
+            assert time.monotonic() - started < 0.3 + SLACK
+            until(lambda: not channel.is_open)
+        with pytest.raises(ChannelLost):
+            channel.get("work")
+        assert connection.is_open
+        assert connection.channel().declare(Queue("work")).name == "work"
+
+
+def test_a_publish_waits_while_nobody_reads_and_sends_nothing_after_its_deadline(settings):
+    with Proxy(settings) as proxy, connected(proxy.settings(heartbeat=0)) as (connection, _):
+        channel = connection.channel()
+        channel.delete(Queue("work"))
+        channel.declare(Queue("work"))
+        sent = 0
+        with proxy.fault(Stall(), direction="upstream"):
+            with pytest.raises(DeadlineExceeded):
+                for _ in range(100):
+                    channel.publish(b"x" * 1_000_000, routing_key="work", timeout=0.5)
+                    sent += 1
+            assert 8 <= sent < 60
+        assert channel.is_open
+        until(lambda: channel.declare(Queue("work"), passive=True).messages == sent)
+
+
+def test_more_channels_than_agreed_are_refused_and_the_connection_lives(settings):
+    with connected(settings.replace(channel_max=2)) as (connection, _):
+        held = [connection.channel(), connection.channel()]
+        with pytest.raises(ChannelLost):
+            connection.channel()
+        held[0].close()
+        assert connection.channel().is_open
+        assert connection.status().channels == 2
