@@ -231,6 +231,9 @@ class ConnectionFactory:
         on_close_callback: Callable[[Any, BaseException], Any] | None = None,
         custom_ioloop: Any = None,
     ) -> Any:
+        for callback in (on_open_callback, on_open_error_callback, on_close_callback):
+            if callback is not None and not callable(callback):
+                raise TypeError(f"a {type(callback).__name__} cannot be called; allowed: a function")
         connection = walking(adapter)(HostWalk(self.settings, self.events, self._clock), custom_ioloop)
         # Ours first: a callback that raises, or that leaves the greenlet, keeps Pika from calling the next one.
         self._report_alarms(connection)

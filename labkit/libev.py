@@ -154,11 +154,14 @@ class LibevLoop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._loop.break_()
 
     def _run_callbacks(self) -> None:
-        for _ in range(len(self._callbacks)):  # what they add themselves comes at the next turn
-            if self._raised is not None or self._stop_asked:
-                self._wake.send()  # the rest is kept for the next start()
-                return
-            self._callbacks.popleft()()
+        try:
+            for _ in range(len(self._callbacks)):  # what they add themselves comes at the next turn
+                if self._stop_asked:
+                    break
+                self._callbacks.popleft()()
+        finally:
+            if self._callbacks:  # stopped, or one raised: the rest is kept for the next start()
+                self._wake.send()
 
 
 class LibevConnection(BaseConnection):  # type: ignore[misc]
@@ -228,9 +231,7 @@ def pin_gevent() -> None:
     """
     _corecext()
     gevent = extra("gevent", "gevent")
-    extra("gevent", "gevent.hub")
-    if gevent.hub.get_hub_if_exists() is None:
-        gevent.config.loop = "libev-cext"
+    gevent.config.loop = "libev-cext"  # no effect on a hub that has its loop already
     loop = type(gevent.get_hub().loop)
     if not loop.__module__.startswith("gevent.libev."):
         raise ConfigurationError(

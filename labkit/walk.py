@@ -291,8 +291,6 @@ class WalkingConnection(BaseConnection):  # type: ignore[misc]
 
     def add_on_open_error_callback(self, callback: ErrorCallback, remove_default: bool = True) -> None:  # noqa: ARG002
         """Call ``callback(connection, error)`` if there will be no connection."""
-        if not callable(callback):
-            raise TypeError(f"on_open_error_callback: a {type(callback).__name__} cannot be called")
         self._heard_of_errors.append(callback)
 
     def _adapter_connect_stream(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
 import ssl
 import threading
@@ -370,19 +369,3 @@ def test_pikas_own_host_list_works_on_libev(settings, loop):
     done[0].add_on_close_callback(lambda *_: loop.stop())
     done[0].close()
     loop.start()
-
-
-def test_ctrl_c_leaves_an_idle_libev_loop(settings, loop):
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals reach the main thread only")
-    ConnectionFactory(settings).libev(custom_ioloop=loop)
-    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
-    loop.call_later(20, loop.stop)
-    timer.start()
-    started = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            loop.start()
-    finally:
-        timer.cancel()
-    assert time.monotonic() - started < 10

@@ -1,0 +1,51 @@
+"""What an extra installs is imported on first use, and a missing one is named. No broker."""
+
+import subprocess
+import sys
+
+import pytest
+
+from labkit import BrokerSettings, ConnectionFactory
+from labkit.extras import extra
+
+BLOCKED = """
+import sys
+sys.modules[{package!r}] = None  # so that importing it fails, as where it is not installed
+import labkit
+try:
+    labkit.ConnectionFactory(labkit.BrokerSettings()).{adapter}()
+except labkit.MissingExtra as error:
+    print(error.extra, error.package, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("adapter", "package"), [("tornado", "tornado"), ("gevent", "gevent"), ("libev", "gevent"), ("twisted", "twisted")]
+)
+def test_a_missing_extra_is_named_with_what_to_install(adapter, package):
+    code = BLOCKED.format(package=package, adapter=adapter)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith(f"{package} {package} "), done.stderr
+    assert f"pip install 'labkit-rabbitmq[{package}]'" in done.stdout
+
+
+def test_importing_labkit_imports_no_event_loop_package():
+    code = "import labkit, sys; print([each for each in ('tornado', 'gevent', 'twisted') if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_broken_part_of_ours_is_not_taken_for_a_missing_extra():
+    with pytest.raises(ModuleNotFoundError) as caught:
+        extra("gevent", "labkit.not_there")
+    assert type(caught.value) is ModuleNotFoundError
+
+
+def test_a_callback_with_a_typo_is_refused():
+    with pytest.raises(TypeError, match="on_opn_callback"):
+        ConnectionFactory(BrokerSettings()).select(on_opn_callback=print)
+
+
+def test_a_callback_that_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match="cannot be called"):
+        ConnectionFactory(BrokerSettings()).select(on_open_error_callback="print")
