@@ -218,21 +218,19 @@ class AsyncConnection:
     async def _connect(self) -> None:
         closes = self._closes
         try:
-            link = await AsyncBringup(self.settings).run()
+            link, publishing = await AsyncBringup(self.settings, _open_one).run()
         except ConnectError as exc:
             self._on_error(self, exc)
             raise
         try:
-            self._known, self._looking, self._publishing = set(), asyncio.Lock(), None
-            await self._confirming(link)  # now, so that what is wrong with it shows now
             if closes != self._closes:
                 raise NotConnected("open: close() was called meanwhile")  # noqa: TRY301 - the clean-up is below
-            self._link = link
+            self._link, self._publishing, self._known, self._looking = link, publishing, set(), asyncio.Lock()
             link.ended.add_done_callback(lambda ended: self._tell_of_loss(link, ended.result()))
             self._on_open(self)
         except BaseException:
             link.is_closing = True
-            await link.drop(px.ConnectionOpenAborted("it did not get to the end of open()"))
+            await link.drop(px.ConnectionOpenAborted("open() did not come to its end"))
             raise
 
     def _tell_of_loss(self, link: Link, reason: BaseException) -> None:
@@ -276,6 +274,15 @@ class AsyncConnection:
                 elif code != 405:  # 405: it is there, another connection's; publishing to it is allowed
                     raise
             self._known.add(queue)
+
+
+async def _open_one(parameters: pika.ConnectionParameters) -> tuple[Link, ConfirmingChannel]:
+    link = await Link.open(parameters)
+    try:
+        return link, await ConfirmingChannel.open(link)  # now, so that what is wrong with it shows now
+    except BaseException:
+        await link.drop(px.ConnectionOpenAborted("no channel"))
+        raise
 
 
 async def _declare(link: Link, queue: str, *, passive: bool) -> None:

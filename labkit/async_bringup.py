@@ -1,4 +1,4 @@
-"""The way from settings to one open link, awaited: names, addresses, attempts, all under one deadline.
+"""The way from settings to one open connection, awaited: names, addresses, attempts, all under one deadline.
 
 The rules are those of ``labkit.bringup``; waiting is ``await``, and the deadline is a cancellation.
 """
@@ -6,10 +6,12 @@ The rules are those of ``labkit.bringup``; waiting is ``await``, and the deadlin
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
-from labkit.awaited import Link
 from labkit.bringup import SHORTEST_LIMIT, Answer, addresses, for_address, look_up, no_answer
 from labkit.errors import Kind, classify, connect_error, describe
 from labkit.settings import BrokerSettings
@@ -18,31 +20,34 @@ from labkit.verdicts import is_tls_failure
 
 LOGGER = logging.getLogger(__name__)
 
+OpenOne = Callable[[pika.ConnectionParameters], Awaitable[Any]]
+
 
 class AsyncBringup:
-    """One way from settings to an open link. Used once. Cancelling :meth:`run` leaves no socket behind."""
+    """One way from settings to what ``open_one`` opens at an address. Used once.
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    ``open_one`` is cancelled when its time is over, as when :meth:`run` is, and must leave no socket behind then.
+    """
+
+    def __init__(self, settings: BrokerSettings, open_one: OpenOne) -> None:
         self._settings = settings
+        self._open_one = open_one
         self._hosts = settings.to_pika()  # reads the TLS files: what is wrong with them is no connect error
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._ends = self._started + settings.connect_deadline
         self._attempts = 0
         self._tried: list[str] = []
-        self._failure: Exception | None = None  # the one to report, of this round through the hosts
 
-    async def run(self) -> Link:
-        """Return an open link; raise ConnectError, or one of its subclasses, with the cause."""
+    async def run(self) -> Any:
+        """Return what ``open_one`` opened; raise ConnectError, or one of its subclasses, with the cause."""
         try:
-            async with asyncio.timeout_at(self._ends) as limit:
-                return await self._try_again_and_again()
-        except Exception as exc:  # noqa: BLE001 - raised again, as ours
-            cause = self._failure if limit.expired() and self._failure is not None else exc
+            return await self._try_again_and_again()
+        except Exception as exc:
             elapsed = self._loop.time() - self._started
-            raise connect_error(cause, hosts=self._tried, attempts=self._attempts, elapsed=elapsed) from cause
+            raise connect_error(exc, hosts=self._tried, attempts=self._attempts, elapsed=elapsed) from exc
 
-    async def _try_again_and_again(self) -> Link:
+    async def _try_again_and_again(self) -> Any:
         rounds = 1
         while True:
             try:
@@ -55,10 +60,12 @@ class AsyncBringup:
             rounds += 1
             await asyncio.sleep(pause)
 
-    async def _try_every_host(self) -> Link:
+    async def _try_every_host(self) -> Any:
         hosts = list(self._hosts)
-        self._failure = None
+        failure: Exception | None = None
         for position, parameters in enumerate(hosts):
+            if failure is not None and self._left() <= 0:
+                break
             try:
                 return await self._attempt(parameters, self._left() / (len(hosts) - position))
             except Exception as exc:
@@ -67,13 +74,13 @@ class AsyncBringup:
                     if not is_tls_failure(exc):
                         raise  # the same login gets the same answer from the other hosts
                     self._hosts = [each for each in self._hosts if each is not parameters]
-                if self._failure is None or verdict.is_retryable:
-                    self._failure = exc  # a host that may come back counts for more than one that refused
-        if self._failure is None:
+                if failure is None or verdict.is_retryable:
+                    failure = exc  # a host that may come back counts for more than one that refused
+        if failure is None:
             raise RuntimeError("there is no host to try")
-        raise self._failure
+        raise failure
 
-    async def _attempt(self, parameters: pika.ConnectionParameters, limit: float) -> Link:
+    async def _attempt(self, parameters: pika.ConnectionParameters, limit: float) -> Any:
         self._attempts += 1
         address = join_address(parameters.host, parameters.port)
         if address not in self._tried:
@@ -84,13 +91,19 @@ class AsyncBringup:
             LOGGER.warning("attempt %d at %s failed: %s", self._attempts, address, describe(exc))
             raise
 
-    async def _try_addresses(self, parameters: pika.ConnectionParameters, limit: float) -> Link:
+    async def _try_addresses(self, parameters: pika.ConnectionParameters, limit: float) -> Any:
         ends = self._loop.time() + limit
         found = await resolve(parameters.host, parameters.port, min(limit, parameters.socket_timeout or limit))
         for index, address in enumerate(found):
             left = (ends - self._loop.time()) / (len(found) - index)
+            one = for_address(parameters, address, max(SHORTEST_LIMIT, left))
+            seconds, one.stack_timeout = one.stack_timeout, None  # Pika's own timer has a bug: see Link.open
             try:
-                return await Link.open(for_address(parameters, address, max(SHORTEST_LIMIT, left)))
+                try:
+                    async with asyncio.timeout(seconds):
+                        return await self._open_one(one)
+                except TimeoutError as exc:
+                    raise AMQPConnectorStackTimeout(f"no answer from {address} within {seconds:.1f} s") from exc
             except Exception as exc:
                 if index == len(found) - 1 or classify(exc).kind is Kind.REFUSED or self._loop.time() >= ends:
                     raise

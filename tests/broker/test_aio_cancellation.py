@@ -23,6 +23,14 @@ def proxy(settings):
         yield proxy
 
 
+async def seconds_for(coroutine):
+    """How long it takes here and now."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await coroutine
+    return loop.time() - started
+
+
 async def cancel_after(coroutine, seconds):
     """Whether it was cancelled, rather than done before."""
     task = asyncio.create_task(coroutine)
@@ -42,10 +50,12 @@ def test_cancelled_open_leaves_no_socket(proxy, seed):
         rng = random.Random(seed)
         before = sockets()
         settings = proxy.settings(stack_timeout=1.0, socket_timeout=1.0)
-        cancelled = 0
+        cancelled, first = 0, AsyncConnection(settings)
+        usual = await seconds_for(first.open())
+        await first.close()
         for _ in range(ROUNDS):
             connection = AsyncConnection(settings)
-            was_cancelled = await cancel_after(connection.open(), rng.uniform(0.0, 0.06))
+            was_cancelled = await cancel_after(connection.open(), rng.uniform(0.0, 2 * usual))
             cancelled += was_cancelled
             assert connection.is_open != was_cancelled
             if was_cancelled:
@@ -80,9 +90,10 @@ def test_cancelled_publish_leaves_the_connection_usable_and_loses_no_confirmed_m
         rng = random.Random(seed)
         cancelled, confirmed = 0, []
         async with AsyncConnection(proxy.settings()) as connection:
+            usual = await seconds_for(connection.publish("first", "x"))
             for number in range(ROUNDS):
                 queue = f"q{number % 8}"  # each is declared in its turn, so that is cancelled, too
-                if await cancel_after(connection.publish(queue, str(number)), rng.uniform(0.0, 0.03)):
+                if await cancel_after(connection.publish(queue, str(number)), rng.uniform(0.0, 2 * usual)):
                     cancelled += 1
                 else:
                     confirmed.append(str(number))
@@ -109,7 +120,7 @@ def test_cancelled_consume_leaves_the_connection_usable_and_every_message(proxy,
         rng = random.Random(seed)
         texts = {str(number) for number in range(30)}
         async with AsyncConnection(proxy.settings()) as connection:
-            await asyncio.gather(*(connection.publish("q", text) for text in texts))
+            usual = await seconds_for(asyncio.gather(*(connection.publish("q", text) for text in texts)))
             seen = set()
 
             async def handler(message):
@@ -117,7 +128,7 @@ def test_cancelled_consume_leaves_the_connection_usable_and_every_message(proxy,
                 seen.add(message.text)
 
             for _ in range(ROUNDS):
-                await cancel_after(connection.consume("q", handler), rng.uniform(0.0, 0.02))
+                await cancel_after(connection.consume("q", handler), rng.uniform(0.0, usual))
             consumer = asyncio.create_task(connection.consume("q", handler))
             await until(lambda: seen == texts)
             consumer.cancel()

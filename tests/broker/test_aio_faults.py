@@ -79,6 +79,16 @@ async def test_cut_link_fails_every_await_at_once_with_the_reason(proxy):
 
 
 @asynchronous
+async def test_what_on_close_raises_after_a_loss_goes_to_the_loop_s_exception_handler(proxy):
+    crashes = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
+    await AsyncConnection(proxy.settings(), on_close=lambda *_: 1 / 0).open()
+    proxy.cut()
+    await until(lambda: crashes)
+    assert [type(each) for each in crashes] == [ZeroDivisionError]
+
+
+@asynchronous
 async def test_it_opens_again_after_a_loss(proxy):
     async with AsyncConnection(proxy.settings()) as connection:
         await connection.publish("q", "x")
@@ -86,17 +96,6 @@ async def test_it_opens_again_after_a_loss(proxy):
         await until(lambda: not connection.is_open)
         await connection.open()
         await connection.publish("q", "x")
-
-
-@asynchronous
-async def test_forced_close_ends_consume_with_the_broker_s_words(view, settings):
-    async with AsyncConnection(settings) as connection:
-        consumer = asyncio.create_task(connection.consume("q", print))
-        await asyncio.sleep(0)
-        view.close_connections(settings.virtual_host, "for maintenance")
-        with pytest.raises(NotConnected, match="for maintenance") as caught:
-            await consumer
-        assert caught.value.reason.reply_code == 320
 
 
 @asynchronous
@@ -138,7 +137,7 @@ async def test_silent_link_is_noticed_within_two_heartbeats(proxy):
     heard = []
     settings = proxy.settings(heartbeat=1)
     async with AsyncConnection(settings, on_close=lambda *what: heard.append(what)) as connection:
-        await asyncio.sleep(2.5)  # heartbeats come: nothing happens
+        await asyncio.sleep(2.2)  # heartbeats come: nothing happens
         assert connection.is_open
         started = now()
         with proxy.fault(Stall(), direction="both"), pytest.raises(NotConnected) as caught:
@@ -207,7 +206,7 @@ async def test_failed_login_leaves_no_timer_that_goes_off_later(proxy):
 
 
 @asynchronous
-async def test_alarm_like_silence_upstream_harms_no_other_task(proxy):
+async def test_slow_link_holds_up_no_other_task(proxy):
     ticks = 0
 
     async def tick():
@@ -218,10 +217,10 @@ async def test_alarm_like_silence_upstream_harms_no_other_task(proxy):
 
     async with AsyncConnection(proxy.settings()) as connection:
         ticking = asyncio.create_task(tick())
-        with proxy.fault(Latency(0.5), direction="both"):
+        with proxy.fault(Latency(0.1), direction="both"):
             await connection.publish("q", "x")
         ticking.cancel()
-        assert ticks > 20
+        assert ticks > 10
 
 
 def test_loop_that_ended_without_a_close_is_named(settings):
