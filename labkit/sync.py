@@ -71,19 +71,21 @@ class SyncConnection:
         self.close()  # raises nothing for a dead link, so the body's own exception survives
 
     def open(self) -> Self:
-        """Connect and open the channel; nothing happens if it is open.
+        """Connect and open the channel within ``settings.connect_deadline``; nothing happens if it is open.
 
         Raises:
             ConnectError: as :meth:`ConnectionFactory.blocking` does.
+            NotConnected: it connected, and then the broker opened no channel in time.
         """
         if not self.is_open:
+            ends = time.monotonic() + self.settings.connect_deadline
             self.close()  # what an interrupt left
             self._opening = Opening()
             connection = self._factory.blocking(self._opening)
             self._link = OwnedConnection(connection, self._factory.events, self.settings.connection_name)
             self._queues.forget_all()
             try:
-                self.channel  # noqa: B018 - now, so that what is wrong with it shows now
+                self._link.standing_channel(self.prefetch, left(ends))  # now, so that what is wrong shows now
             except BaseException:
                 self.close()
                 raise
