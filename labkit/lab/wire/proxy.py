@@ -269,7 +269,10 @@ class Proxy:
     def _running(self) -> Engine:
         engine = self._engine
         if engine is None:
-            raise LabkitError("the proxy is not open; use it in a `with` block, or open() it")
+            raise LabkitError(
+                "the proxy is not open; use it in a `with` block, or open() it; "
+                "in a notebook, after lab.close(): run the cells from the top again"
+            )
         return engine
 
     def _forget(self) -> None:
