@@ -6,11 +6,11 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from labkit.errors import ConfigurationError, LabkitError
-from labkit.events import Timeline
 from labkit.lab import brokers, diagnosis, doctor
+from labkit.lab.boards.following import FollowedTimeline
 from labkit.lab.checks import Exercises
 from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
@@ -19,6 +19,7 @@ from labkit.settings import BrokerSettings
 
 if TYPE_CHECKING:
     from labkit.lab.boards.fault_panel_view import FaultPanelView
+    from labkit.lab.boards.state_board_view import StateBoardView
 
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
 SETTLE = 3.0  # seconds the broker may take to forget a connection that was closed a moment ago
@@ -44,11 +45,12 @@ class Lab:
         if earlier is not None:
             earlier._release()
         self.id = id
-        self.timeline = Timeline()
+        self.timeline = FollowedTimeline()  # give it to a connection: listeners=[lab.timeline]
         self._own_broker = own_broker
         self._broker: brokers.Broker | None = None
         self._proxies: list[Proxy] = []
-        self._boards: dict[Proxy, FaultPanelView] = {}  # one a proxy: a cell that runs again shows the same state
+        self._panels: dict[Proxy, FaultPanelView] = {}  # one a proxy: a cell that runs again shows the same state
+        self._state_board: StateBoardView | None = None
         self._exits = contextlib.ExitStack()
         _silence_pika()
         self._exercises = Exercises(id)
@@ -90,19 +92,45 @@ class Lab:
         self._proxies.append(proxy)
         return proxy
 
-    def board(self) -> "FaultPanelView":
-        """Buttons and sliders that break the newest open proxy of this lab, or a new one: one panel a proxy.
+    @overload
+    def board(self, what: Literal["faults"] = "faults") -> "FaultPanelView": ...
+    @overload
+    def board(self, what: Literal["states"]) -> "StateBoardView": ...
+    def board(self, what: str = "faults") -> "FaultPanelView | StateBoardView":
+        """A live view, the same one each time.
 
+        ``"faults"``: buttons and sliders that break the newest open proxy of this lab, or a new one: one panel a proxy.
         Its ``panel`` has the same verbs for readers without widgets: ``lab.board().panel.switch_on("Stall")``.
+
+        ``"states"``: the states and events of every connection that has ``lab.timeline`` among its listeners.
+
+        Raises:
+            ConfigurationError: there is no such board.
         """
-        # Here: a lab must be usable, and testable, where ipywidgets is not installed.
+        if what == "faults":
+            return self._fault_panel()
+        if what == "states":
+            return self._states()
+        raise ConfigurationError(f"board: 'faults' or 'states', not {what!r}", field="board", value=what)
+
+    # Boards are imported late: a lab must be usable, and testable, where ipywidgets is not installed.
+
+    def _fault_panel(self) -> "FaultPanelView":
         from labkit.lab.boards.fault_panel import FaultPanel
         from labkit.lab.boards.fault_panel_view import FaultPanelView
 
         proxy = next((proxy for proxy in reversed(self._proxies) if proxy.is_open), None) or self.proxy()
-        if proxy not in self._boards:
-            self._boards[proxy] = FaultPanelView(FaultPanel(proxy))
-        return self._boards[proxy]
+        if proxy not in self._panels:
+            self._panels[proxy] = FaultPanelView(FaultPanel(proxy))
+        return self._panels[proxy]
+
+    def _states(self) -> "StateBoardView":
+        from labkit.lab.boards.state_board import StateBoard
+        from labkit.lab.boards.state_board_view import StateBoardView
+
+        if self._state_board is None:
+            self._state_board = StateBoardView(StateBoard(self.timeline))
+        return self._state_board
 
     def doctor(self) -> doctor.Report:
         """What is installed and what answers; its text names no version, so that it is the same everywhere."""
@@ -170,7 +198,7 @@ class Lab:
     def _release(self) -> None:
         _open_labs.pop(self.id, None)
         broker, self._broker = self._broker, None
-        steps: list[Callable[[], object]] = [board.panel.all_off for board in self._boards.values()]
+        steps: list[Callable[[], object]] = [view.panel.all_off for view in self._panels.values()]
         steps += [proxy.close for proxy in self._proxies]
         if broker is not None:
             steps += [
@@ -179,7 +207,9 @@ class Lab:
                 lambda: broker.delete_vhost(self.virtual_host),
             ]
         steps.append(self._exits.close)
-        self._proxies, self._boards = [], {}
+        if self._state_board is not None:
+            steps.append(self._state_board.board.stop)  # last: it shows how the connections ended
+        self._proxies, self._panels, self._state_board = [], {}, None
         for step in steps:
             with contextlib.suppress(LabkitError):  # each step is tried: a broker that is gone must not keep the rest
                 step()
