@@ -91,6 +91,11 @@ def test_a_loss_takes_the_blocked_flag_with_it():
     assert [step.blocked for step in steps] == [False, True, False, False]
 
 
+def test_the_state_is_where_the_connection_is_and_not_what_it_passed():
+    assert StateTimeline([ConnectionOpened(), ConnectionClosed()]).state == "CLOSED"
+    assert StateTimeline([ConnectionOpened(), ConnectionBlocked(reason="disk")]).state == "OPEN blocked"
+
+
 def test_a_recovery_is_open_again():
     again = [ConnectionOpened(), lost(), ConnectAttempted(attempt=1), ConnectionRecovered(generation=2)]
 

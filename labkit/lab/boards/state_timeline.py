@@ -82,7 +82,10 @@ class StateTimeline:
     @property
     def state(self) -> str:
         """Where the last connection is, flag included: ``OPEN blocked``. Empty where nothing happened."""
-        return self._lines[-1].steps[-1].shown if self._lines else UNKNOWN
+        if not self._lines:
+            return UNKNOWN
+        last = self._lines[-1].steps[-1]
+        return f"{last.state} {BLOCKED}" if last.blocked else last.state
 
     def __str__(self) -> str:
         if not self._lines:
