@@ -86,10 +86,11 @@ class ConnectionGivenUp(Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConnectionLost(Event):
-    """It was open and nobody here closed it."""
+    """It was open and nobody here closed it. ``recovering``: whether it connects anew by itself."""
 
     reason: BaseException
     generation: int = 1
+    recovering: bool = _hidden(False)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

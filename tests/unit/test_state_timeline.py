@@ -26,7 +26,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def lost(code: int | None = None) -> ConnectionLost:
-    return ConnectionLost(reason=StreamLostError("eof") if code is None else ConnectionClosedByBroker(code, "go"))
+    reason = StreamLostError("eof") if code is None else ConnectionClosedByBroker(code, "go")
+    return ConnectionLost(reason=reason, recovering=True)
 
 
 def drawn(timeline: StateTimeline) -> ElementTree.Element:
@@ -83,6 +84,12 @@ def test_giving_up_ends_in_failed_and_the_last_failed_attempt_does_not_wait():
     ]
 
     assert [step.state for step in read(end)] == ["CONNECTING", "CONNECTING", "FAILED"]
+
+
+def test_a_loss_is_the_end_where_nobody_recovers():
+    steps = read([ConnectionOpened(), ConnectionLost(reason=StreamLostError("eof"))])
+
+    assert [step.state for step in steps] == ["OPEN", "FAILED"]
 
 
 def test_a_loss_takes_the_blocked_flag_with_it():

@@ -189,7 +189,7 @@ def _leads_to(event: Event) -> tuple[str, ...]:
         case events.AttemptFailed():
             return ("WAITING",)
         case events.ConnectionLost():
-            return ("WAITING",)
+            return ("WAITING",) if event.recovering else ("FAILED",)
         case events.ConnectionGivenUp():
             return ("FAILED",)
         case events.ConnectionClosed():
