@@ -209,7 +209,9 @@ class Lifecycle:
         self.reason = reason
         self._lost_at = time.monotonic()
         self._failures = 0 if self._lost_at - link.opened_at >= STABLE else self._failures + 1
-        lost = ConnectionLost(reason=reason, generation=link.generation, connection=self._name)
+        lost = ConnectionLost(
+            reason=reason, generation=link.generation, recovering=self._recovers, connection=self._name
+        )
         if not self._recovers:
             self._fail(reason, lost)
             return
