@@ -198,7 +198,7 @@ class Lifecycle:
 
     def emit(self, event: Event) -> None:
         """Tell the listeners, on their own thread and in order."""
-        events = self._events
+        events, event = self._events, dataclasses.replace(event, connection=self._name)
         self.mailbox.put(lambda: events.emit(event))
 
     def link_lost(self, link: Link, reason: BaseException) -> None:
