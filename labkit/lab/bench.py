@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from labkit.errors import ConfigurationError, LabkitError
 from labkit.lab import brokers, diagnosis, doctor
 from labkit.lab.boards.following import FollowedTimeline
+from labkit.lab.boards.state_timeline import StateTimeline
 from labkit.lab.checks import Exercises
 from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
@@ -112,6 +113,12 @@ class Lab:
         if what == "states":
             return self._states()
         raise ConfigurationError(f"board: 'faults' or 'states', not {what!r}", field="board", value=what)
+
+    def states(self, since: int = 0) -> StateTimeline:
+        """What ``lab.timeline`` has recorded since that ``lab.timeline.mark()``, as states: a picture and its text."""
+        recorded = self.timeline.events
+        dropped = self.timeline.mark() - len(recorded)
+        return StateTimeline(recorded[max(0, since - dropped) :])
 
     # Boards are imported late: a lab must be usable, and testable, where ipywidgets is not installed.
 

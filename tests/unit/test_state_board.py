@@ -217,6 +217,15 @@ def test_a_lab_has_one_state_board_and_it_follows_the_lab_s_timeline():
         assert repr(view).endswith("ConnectionOpened(attempts=1, generation=1)")
 
 
+def test_a_lab_shows_the_states_since_a_mark():
+    with Lab("states") as lab:
+        lab.timeline(ConnectionClosed())
+        mark = lab.timeline.mark()
+        lab.timeline(ConnectAttempted(attempt=1))
+        assert str(lab.states(since=mark)).splitlines() == ["NEW", "CONNECTING      ConnectAttempted(attempt=1)"]
+        assert len(lab.states().steps) == 2
+
+
 def test_closing_a_lab_ends_the_painter_of_its_board(capsys):
     lab = Lab("states")
     view = lab.board("states")

@@ -164,6 +164,7 @@ def test_what_was_skipped_still_says_where_the_rest_begins():
 
     assert str(StateTimeline(life, skip=3)).splitlines() == ["OPEN blocked", "OPEN blocked    ChannelOpened(number=1)"]
     assert StateTimeline(life, skip=3).steps[0].moved is False
+    assert str(StateTimeline([*life, ConnectionClosed(), ChannelOpened(number=2)], skip=5)).splitlines()[0] == "CLOSED"
 
 
 def test_several_connections_have_a_timeline_each():

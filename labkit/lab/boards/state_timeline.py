@@ -82,10 +82,7 @@ class StateTimeline:
     @property
     def state(self) -> str:
         """Where the last connection is, flag included: ``OPEN blocked``. Empty where nothing happened."""
-        if not self._lines:
-            return UNKNOWN
-        last = self._lines[-1].steps[-1]
-        return f"{last.state} {BLOCKED}" if last.blocked else last.state
+        return _now(self._lines[-1].steps[-1]) if self._lines else UNKNOWN
 
     def __str__(self) -> str:
         if not self._lines:
@@ -143,7 +140,7 @@ class _Line:
 
     def text(self, named: bool) -> list[str]:
         heading = [f"connection {self.name}"] if named else []
-        start = self.start.shown if self.start else _before(self.steps[0].event)
+        start = _now(self.start) if self.start else _before(self.steps[0].event)
         first = [self._earlier()] if self.left_out else [start] if start else []
         return heading + first + [str(step) for step in self.steps[self.left_out :]]
 
@@ -213,6 +210,10 @@ def _before(event: Event) -> str:
             return UNKNOWN
         case _:
             return "OPEN"
+
+
+def _now(step: Step) -> str:
+    return f"{step.state} {BLOCKED}" if step.blocked else step.state
 
 
 def _facts(event: Event) -> str:
