@@ -9,7 +9,7 @@ import pika
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
-from labkit.errors import ChannelLost, LabkitError
+from labkit.errors import ChannelLost
 from labkit.events import ConsumerCancelled
 from labkit.owned import OwnedConnection, channel_lost, interrupted_pika
 
@@ -29,7 +29,8 @@ class Consumer:
         stop: Set: return as soon as the callback that runs has returned.
 
     Attributes:
-        is_cancelled: Whether the broker has ended it because the queue is gone.
+        is_over: Whether all that was unacknowledged has been given back. False after :meth:`run` has ended: an
+            interrupt kept it from that.
     """
 
     def __init__(
@@ -42,10 +43,25 @@ class Consumer:
         self._stop = stop
         self._channel: BlockingChannel | None = None
         self._crash: BaseException | None = None
-        self.is_cancelled = False
+        self._is_cancelled = False
+        self.is_over = False
 
     def run(self, prefetch: int, ends: float | None) -> None:
-        """Consume until *stop* is set, or the clock says *ends*; then call :meth:`end`, whatever this raises."""
+        """Consume until *stop* is set, or the clock says *ends* (None: no limit).
+
+        Raises:
+            ChannelLost: the broker cancelled the consumer (queue deleted), or closed the channel.
+            NotConnected: the link ended.
+        """
+        try:
+            self._consume(prefetch, ends)
+        finally:
+            problem = None if self._channel is None else self._link.end_channel(self._channel)
+            self.is_over = True
+        if problem is not None:
+            raise problem
+
+    def _consume(self, prefetch: int, ends: float | None) -> None:
         link = self._link
         channel = self._channel = link.channel(prefetch)
         channel.add_on_cancel_callback(self._cancel)
@@ -65,10 +81,6 @@ class Consumer:
                 self._do(channel, *delivery)
             self._raise_crash()
 
-    def end(self) -> LabkitError | None:
-        """Give back what is unacknowledged, by closing the channel. Return what went wrong."""
-        return None if self._channel is None else self._link.end_channel(self._channel)
-
     def _do(self, channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         if self._crash is not None or (self._stop.is_set() and not self._auto_ack):
             return  # not acknowledged, so it goes back to the queue when the channel closes
@@ -83,13 +95,13 @@ class Consumer:
                 self._link.drop()  # the callback was using the channel: nobody knows what was sent
 
     def _cancel(self, _: Any) -> None:
-        self.is_cancelled = True
+        self._is_cancelled = True
 
     def _check(self, channel: BlockingChannel) -> None:
         """Raise what has ended the consumer, if anything has."""
         if not isinstance(self._crash, px.AMQPError):
             self._raise_crash()  # the callback's own; one of Pika's comes from what we look at below
-        if self.is_cancelled:
+        if self._is_cancelled:
             cancelled = px.ConsumerCancelled()
             self._link.tell(ConsumerCancelled, queue=self._queue)
             text = f"the broker cancelled the consumer: queue {self._queue!r} is gone"

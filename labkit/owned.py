@@ -21,9 +21,10 @@ import pika
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
-from labkit.dropping import drop
+from labkit.dropping import Opening, drop
 from labkit.errors import ChannelLost, DeadlineExceeded, LabkitError, LeaseError, NotConnected, describe
-from labkit.events import ChannelClosed, ChannelOpened, ConnectionClosed, ConnectionLost, Dispatcher, Event
+from labkit.events import ChannelClosed, ChannelOpened, ConnectionClosed, ConnectionLost, Event
+from labkit.factory import ConnectionFactory
 
 LOGGER = logging.getLogger(__name__)
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
@@ -31,19 +32,22 @@ CLOSE_TIMEOUT = 5.0  # seconds for its goodbye
 
 
 class OwnedConnection:
-    """An open ``BlockingConnection`` and the thread that opened it.
+    """A ``BlockingConnection`` and the thread that opened it.
 
     Other threads may call :meth:`run_soon` only.
 
+    Args:
+        factory: Where the connections come from.
+
     Attributes:
-        reason: What ended the link; None while it lives, or when this side closed it.
+        reason: What ended the link; None before it is open, while it lives, and when this side closed it.
     """
 
-    def __init__(self, connection: pika.BlockingConnection, events: Dispatcher, name: str | None) -> None:
-        self._connection: pika.BlockingConnection | None = connection
+    def __init__(self, factory: ConnectionFactory) -> None:
+        self._factory = factory
+        self._opening = Opening()
+        self._connection: pika.BlockingConnection | None = None
         self._owner = threading.get_ident()
-        self._events = events
-        self._name = name
         self._raised: list[BaseException] = []  # by callbacks of other threads
         self._standing: BlockingChannel | None = None
         self._is_halfway = False  # the mark
@@ -53,6 +57,25 @@ class OwnedConnection:
     def is_open(self) -> bool:
         """Whether nothing is known to have ended it. Pump first: only reading from the socket finds out."""
         return self._connection is not None
+
+    def open(self, prefetch: int) -> None:
+        """Connect, and open the standing channel, within the settings' ``connect_deadline``; this thread owns it now.
+
+        Raises:
+            ConnectError: as ``ConnectionFactory.blocking`` does.
+            NotConnected: it connected, and then the broker opened no channel in time.
+        """
+        ends = time.monotonic() + self._factory.settings.connect_deadline
+        self._opening.drop()  # what an interrupt left of an earlier one
+        self._owner = threading.get_ident()
+        self._raised, self._standing, self._is_halfway, self.reason = [], None, False, None
+        self._opening = Opening()
+        self._connection = self._factory.blocking(self._opening)
+        try:
+            self.standing_channel(prefetch, left(ends))  # now, so that what is wrong with it shows now
+        except BaseException:
+            self.close(timeout=CLOSE_TIMEOUT)
+            raise
 
     @property
     def is_in_callback(self) -> bool:
@@ -185,6 +208,7 @@ class OwnedConnection:
         """Ask the broker to close; drop the socket after *timeout* seconds. Never raises for a dead link."""
         connection = self._connection
         if connection is None:
+            self._opening.drop()  # if an interrupt came before there was a connection
             return
         self.check_owner()
         if self._is_halfway and not self.is_in_callback:
@@ -225,7 +249,7 @@ class OwnedConnection:
 
     def tell(self, event: type[Event], **facts: Any) -> None:
         """Emit *event* with *facts* and this connection's name."""
-        self._events.emit(event(connection=self._name, **facts))
+        self._factory.events.emit(event(connection=self._factory.settings.connection_name, **facts))
 
     def _usable(self) -> pika.BlockingConnection:
         self.check_owner()

@@ -10,14 +10,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Self
 
 import pika.exceptions as px
 from pika.adapters.blocking_connection import BlockingChannel
 
 from labkit.consuming import Callback, Consumer
-from labkit.dropping import Opening
 from labkit.errors import LeaseError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
 from labkit.events import Listener, MessageReturned
 from labkit.factory import ConnectionFactory
@@ -54,20 +52,18 @@ class SyncConnection:
     ) -> None:
         self.settings = settings if settings is not None else BrokerSettings()
         self.prefetch = checked_number("prefetch", prefetch, 65535, whole=True)
-        self._factory = ConnectionFactory(self.settings, listeners=listeners)
-        self._opening = Opening()
-        self._link: OwnedConnection | None = None
+        self._link = OwnedConnection(ConnectionFactory(self.settings, listeners=listeners))
         self._queues = Queues(declare=declare)
         self._consumer: Consumer | None = None
         self._stop = threading.Event()
 
     def __repr__(self) -> str:
-        return f"SyncConnection({'open' if self._link is not None and self._link.is_open else 'closed'})"
+        return f"SyncConnection({'open' if self._link.is_open else 'closed'})"
 
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()  # raises nothing for a dead link, so the body's own exception survives
 
     def open(self) -> Self:
@@ -78,26 +74,15 @@ class SyncConnection:
             NotConnected: it connected, and then the broker opened no channel in time.
         """
         if not self.is_open:
-            ends = time.monotonic() + self.settings.connect_deadline
-            self.close()  # what an interrupt left
-            self._opening = Opening()
-            connection = self._factory.blocking(self._opening)
-            self._link = OwnedConnection(connection, self._factory.events, self.settings.connection_name)
+            self._consumer = None
             self._queues.forget_all()
-            try:
-                self._link.standing_channel(self.prefetch, left(ends))  # now, so that what is wrong shows now
-            except BaseException:
-                self.close()
-                raise
+            self._link.open(self.prefetch)
         return self
 
     def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close within *timeout* seconds: ask, then drop the socket. Twice is fine."""
         checked_number("timeout", timeout)
-        if self._link is not None:
-            self._link.close(timeout=timeout)
-        self._opening.drop()  # if an interrupt came before it was a link
-        self._consumer = None
+        self._link.close(timeout=timeout)
 
     @property
     def is_open(self) -> bool:
@@ -165,20 +150,15 @@ class SyncConnection:
         checked_name("queue", queue)
         ends = None if timeout is None else time.monotonic() + checked_number("timeout", timeout)
         link = self._opened()
-        if self._consumer is not None:  # Pika gives no message to a loop inside a callback: it would wait for ever
+        if self._consumer and not self._consumer.is_over:  # Pika gives no message to a loop inside a callback
             raise LeaseError("this connection consumes already; open another one for a consumer inside a callback")
         self._queues.find(link, queue, time.monotonic() + CALL_TIMEOUT)
         self._stop.clear()
-        self._consumer = consumer = Consumer(link, queue, callback, auto_ack=auto_ack, stop=self._stop)
+        self._consumer = Consumer(link, queue, callback, auto_ack=auto_ack, stop=self._stop)
         try:
-            consumer.run(self.prefetch, ends)
+            self._consumer.run(self.prefetch, ends)
         finally:
-            problem = consumer.end()
-            self._consumer = None  # if an interrupt keeps this from being reached, the next call finds it
-            if consumer.is_cancelled:
-                self._queues.forget(queue)
-        if problem is not None:
-            raise problem
+            self._queues.forget(queue)  # it may have ended because the queue is gone
 
     def stop(self) -> None:
         """End a running :meth:`consume`. Any thread may call this; nothing happens if none runs."""
@@ -194,19 +174,14 @@ class SyncConnection:
         Raises:
             NotConnected: there is no open connection.
         """
-        if self._link is None:
-            raise NotConnected("it is not open: call open()")
         self._link.run_soon(callback)
 
     def _opened(self) -> OwnedConnection:
         link = self._link
-        if link is None:
-            raise NotConnected("it is not open: call open()")
         if link.is_open:
             link.check_owner()
-            if self._consumer is not None and not link.is_in_callback:  # an interrupt kept consume() from its end
-                link.drop()
-                self._consumer = None
+            if self._consumer and not self._consumer.is_over and not link.is_in_callback:
+                link.drop()  # an interrupt kept consume() from its end
         if not link.is_open:
             raise link.not_connected()
         return link

@@ -6,7 +6,8 @@ import time
 import pika
 import pytest
 
-from labkit import ConfigurationError, LeaseError, NotConnected, SyncConnection, Timeline
+from labkit import ChannelLost, ConfigurationError, LeaseError, NotConnected, SyncConnection, Timeline
+from labkit.lab.interrupting import StopAfter
 
 pytestmark = pytest.mark.broker
 
@@ -144,3 +145,43 @@ def test_publish_keeps_its_deadline_when_a_channel_must_be_opened_first(settings
                 connection.publish("q", "y", deadline=0.5)
             assert time.monotonic() - begun < 2.5
         connection.close()
+
+
+def test_callback_may_close_and_open_again(settings):
+    with SyncConnection(settings) as connection:
+        connection.publish("q", "x")
+
+        def reopen(channel, method, properties, body):
+            connection.close()
+            connection.open()
+            connection.publish("other", "y")
+
+        with pytest.raises(ChannelLost):  # the consumer's channel went with the first connection
+            connection.consume("q", reopen, timeout=10)
+        connection.publish("other", "z")
+        assert connection.is_open
+
+
+def test_interrupt_while_it_waits_for_messages_leaves_the_link_open(settings):
+    timeline = Timeline()
+    with SyncConnection(settings, listeners=[timeline]) as connection:
+        with StopAfter(0.3) as stop:
+            connection.consume("q", print, timeout=20)
+        connection.publish("q", "x")
+        assert stop.interrupted
+    assert "ConnectionLost" not in timeline.names()
+
+
+def test_interrupt_inside_pika_drops_the_link_and_says_so(settings):
+    with SyncConnection(settings) as connection:
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        connection._link._connection._impl.ioloop.call_later(0, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            connection.consume("q", print, timeout=20)
+        with pytest.raises(NotConnected, match="interrupted"):
+            connection.publish("q", "x")
+        connection.open()
+        connection.publish("q", "x")
