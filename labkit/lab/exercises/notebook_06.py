@@ -39,7 +39,8 @@ NAMES: Final = frozenset(kind.__name__ for kind in Event.__subclasses__())
 WHY: Final = {
     # what came before, what the learner wrote, what to think about
     ("", "ConnectionOpened"): "before a connection is open, somebody tries. Which event says so?",
-    ("ConnectionLost", "ConnectionClosed"): "ConnectionClosed is told when *this side* closes. Here nobody did",
+    ("ConnectionOpened", "ConnectionClosed"): "ConnectionClosed is told when *this side* closes. Here an operator did",
+    ("ConnectionLost", "ConnectionClosed"): "ConnectionClosed is told when *this side* closes. Here nobody did, yet",
     ("ConnectionLost", "AttemptFailed"): "an attempt fails after it was made. Which event announces it?",
     ("ConnectionLost", "ConnectionRecovered"): "it does not come back by itself: somebody tries first",
     ("ConnectionLost", "ConnectionGivenUp"): "recovery is on, so nobody gives up",
@@ -72,9 +73,9 @@ def _order(answer: object) -> str:
 
 def _why(names: Sequence[str], position: int) -> str:
     given, before = names[position], names[position - 1] if position else ""
-    if given == "ConnectionOpened" and "ConnectionLost" in names[:position]:
-        return AGAIN
     known = WHY.get((before, given))
+    if known is None and given == "ConnectionOpened" and "ConnectionLost" in names[:position]:
+        return AGAIN
     where = f"after {before}" if before else "at the beginning"
     return known or f"{where}, {given} is not what is told next. Read the story again from there"
 
