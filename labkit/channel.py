@@ -6,6 +6,7 @@ A channel never recovers. Once something has closed it, it keeps the reason, and
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from labkit.channel_core import Core, Request
@@ -53,7 +54,7 @@ class Channel:
 
     def __init__(self, connection: "Connection", link: Link, *, timeout: float) -> None:
         self._connection = connection  # a channel in use keeps its connection alive
-        self._core = Core(link)
+        self._core = Core(link, self)
         self._request("opening a channel", Request(self._core.open), timeout)
 
     def __repr__(self) -> str:
@@ -209,8 +210,10 @@ class Channel:
         _check_key("exchange", exchange)
         _check_key("routing_key", routing_key)
 
+        core = self._core  # not self: a request may outlive the channel's user
+
         def send(request: Request) -> None:
-            self._core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
+            core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
             request.settle()
 
         self._request("publishing", Request(send, is_publish=True), timeout)
@@ -218,9 +221,7 @@ class Channel:
     def get(self, queue: str, *, timeout: float = CALL_TIMEOUT) -> Delivery | None:
         """Take one message from *queue*, to be settled; None if it is empty."""
         checked_name("queue", queue)
-        answer = self._request(
-            f"getting from {queue!r}", Request(lambda request: self._core.get(queue, request)), timeout
-        )
+        answer = self._request(f"getting from {queue!r}", Request(partial(self._core.get, queue)), timeout)
         return answer if isinstance(answer, Delivery) else None
 
     def consume(self, queue: str, handler: Handler, *, timeout: float = CALL_TIMEOUT) -> str:
@@ -238,12 +239,12 @@ class Channel:
             )
         if self._core.prefetch is None:
             self.qos(PREFETCH, timeout=timeout)
-        request = Request(lambda request: self._core.consume(queue, handler, request))
+        request = Request(partial(self._core.consume, queue, handler))
         return str(self._request(f"consuming from {queue!r}", request, timeout))
 
     def cancel(self, tag: str, *, timeout: float = CALL_TIMEOUT) -> None:
         """End that consumer: messages that its handler has not begun go back to the queue. Twice is fine."""
-        self._request("cancelling", Request(lambda request: self._core.cancel(tag, request)), timeout)
+        self._request("cancelling", Request(partial(self._core.cancel, tag)), timeout)
 
     def close(self, *, timeout: float = 5.0) -> None:
         """Close it; the broker takes back what is not settled. Twice is fine; never raises for a dead link."""
@@ -257,8 +258,10 @@ class Channel:
         self._connection._life.mailbox.flush(FLUSH_TIMEOUT)
 
     def _rpc(self, what: str, begin: Callable[[Any, Callable[[Any], None]], object], timeout: float) -> Any:
+        core = self._core
+
         def send(request: Request) -> None:
-            begin(self._core.pika, request.settle)
+            begin(core.pika, request.settle)
 
         return self._request(what, Request(send), timeout)
 

@@ -6,6 +6,7 @@ Holds neither the user's ``Channel`` nor its ``Connection``, so that both can be
 import contextlib
 import logging
 import struct
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -71,8 +72,10 @@ class _Consumer:
 class Core:
     """One Pika channel on one link. On the I/O thread only, but for ``is_open``, ``is_closed`` and ``reason``."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, facade: object) -> None:
         self.link = link
+        self._facade = weakref.ref(facade)
+        self._unsettled = 0  # messages got here and not settled
         self.io = link.io
         self.pika: Any = None
         self.number = 0
@@ -85,6 +88,12 @@ class Core:
         self._held: deque[Request] = deque()
         self._consumers: dict[str, _Consumer] = {}
         self._is_polling = False
+
+    def tick(self) -> None:
+        """Close a channel that nobody can use any more: an interrupt may have come before its user had it."""
+        self._prune()
+        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled):
+            self._end(None)
 
     def begin(self, request: Request) -> None:
         """Start *request*, unless nobody waits for it any more."""
@@ -183,6 +192,7 @@ class Core:
 
         def cancelled(_: Any) -> None:
             for each in _take_all(consumer.waiting):
+                self._unsettled -= 1
                 self.pika.basic_nack(each, requeue=True)
             request.settle()
 
@@ -194,6 +204,7 @@ class Core:
         def send() -> None:
             if not self.is_open:
                 raise self.lost()
+            self._unsettled -= 1
             if verb == "ack":
                 self.pika.basic_ack(tag)
             elif verb == "nack":
@@ -212,7 +223,7 @@ class Core:
     def _start(self, request: Request) -> None:
         if request.waiter.is_abandoned:
             return
-        self._pending = {each for each in self._pending if not each.waiter.is_settled}
+        self._prune()
         self._pending.add(request)
         try:
             request.begin(request)
@@ -226,6 +237,9 @@ class Core:
             request.waiter.settle(error=self.lost(self.reason or exc))
         if request.waiter.is_settled:
             self._pending.discard(request)
+
+    def _prune(self) -> None:
+        self._pending = {each for each in self._pending if not each.waiter.is_settled}
 
     def _may_publish(self) -> bool:
         connection = self.link.connection
@@ -287,6 +301,7 @@ class Core:
             self._ask()
 
     def _delivery(self, queue: str, method: Any, properties: pika.BasicProperties, body: bytes) -> Delivery:
+        self._unsettled += 1
         return Delivery(
             Message.received(properties, body),
             settler=self,

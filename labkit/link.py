@@ -41,6 +41,9 @@ class ChannelCore(Protocol):
     def link_ended(self, reason: BaseException) -> None:
         """The channel is gone with its link."""
 
+    def tick(self) -> None:
+        """Look whether anybody can use it still."""
+
     def forget(self, reason: BaseException) -> None:
         """This is a child process: the channel is the parent's."""
 
@@ -135,6 +138,8 @@ class Link:
         """Look at the byte counter."""
         if not self.is_open or self.connection is None:
             return
+        for channel in list(self.channels):
+            channel.tick()
         if self._watchdog is None:
             # Here, not in on_open: the time of the handshake is no silence.
             self._watchdog = Watchdog(float(self.connection.params.heartbeat or 0), now)

@@ -1,9 +1,9 @@
 """What the tests of ``labkit.Connection`` share: a recorder, a proxy, and counts of what must not be left behind."""
 
-import os
 import threading
 import uuid
 from contextlib import contextmanager
+from pathlib import Path
 
 from labkit import Connection, Timeline
 from labkit.io_thread import SHARED
@@ -13,14 +13,15 @@ from labkit.retry import Backoff
 from tests.view import until
 
 BRISK = Backoff(initial=0.05, maximum=1.0)
+EAGER = Backoff(initial=0.01, maximum=0.05)  # for those who count, not time
 SLACK = 2.0  # seconds; a busy machine is not a failure
 
 
 @contextmanager
-def connected(settings, **options):
+def connected(settings, *, backoff=BRISK, **options):
     """An open connection and its timeline; closed at the end."""
     timeline = Timeline()
-    connection = Connection(settings, backoff=BRISK, listeners=[timeline], **options)
+    connection = Connection(settings, backoff=backoff, listeners=[timeline], **options)
     try:
         yield connection.open(), timeline
     finally:
@@ -28,11 +29,14 @@ def connected(settings, **options):
 
 
 @contextmanager
-def through_a_proxy(settings, *, heartbeat=2, recovery=False, **changes):
+def through_a_proxy(settings, *, heartbeat=2, recovery=False, backoff=BRISK, **changes):
     """The same, with a proxy in between that can break the line."""
     with (
         Proxy(settings) as proxy,
-        connected(proxy.settings(heartbeat=heartbeat, **changes), recovery=recovery) as (connection, timeline),
+        connected(proxy.settings(heartbeat=heartbeat, **changes), recovery=recovery, backoff=backoff) as (
+            connection,
+            timeline,
+        ),
     ):
         yield proxy, connection, timeline
 
@@ -50,13 +54,13 @@ def retired():
 
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def our_threads():
     """The names of labkit's own threads, the proxy's left out."""
     return sorted(
-        each.name for each in threading.enumerate() if each.name.startswith("labkit-") and "wire" not in each.name
+        each.name for each in threading.enumerate() if each.name.startswith("labkit-") and "proxy" not in each.name
     )
 
 

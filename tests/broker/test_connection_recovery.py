@@ -27,6 +27,7 @@ from labkit.lab.wire import DropHeartbeats, Proxy, Refuse, Stall
 from labkit.retry import Backoff
 from tests.broker.connections import (
     BRISK,
+    EAGER,
     SLACK,
     connected,
     descriptors,
@@ -224,7 +225,7 @@ def test_a_role_that_cannot_be_restored_fails_the_attempt_and_is_tried_again(set
 
 def test_twenty_forced_reconnects_leave_nothing_behind(settings):
     """C25, class size."""
-    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+    with through_a_proxy(settings, recovery=True, backoff=EAGER) as (proxy, connection, timeline):
         connection.channel()
         before = descriptors()
         for _ in range(20):

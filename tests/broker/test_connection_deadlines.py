@@ -1,0 +1,158 @@
+"""Every public call ends: within its deadline and 2 s, whatever the line does (G8); an interrupt costs one call."""
+
+import contextlib
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+from labkit import ChannelLost, Connection, LabkitError, Queue, State
+from labkit.lab.wire import Proxy, Stall
+from tests.broker.connections import SLACK, connected, own_virtual_host
+from tests.view import until
+
+pytestmark = pytest.mark.broker
+TIMEOUT = 0.3  # seconds
+
+CALLS = {
+    "declare": lambda channel, _: channel.declare(Queue("work"), timeout=TIMEOUT),
+    "delete": lambda channel, _: channel.delete(Queue("other"), timeout=TIMEOUT),
+    "qos": lambda channel, _: channel.qos(5, timeout=TIMEOUT),
+    "publish": lambda channel, _: channel.publish("x", routing_key="work", timeout=TIMEOUT),
+    "get": lambda channel, _: channel.get("work", timeout=TIMEOUT),
+    "consume": lambda channel, _: channel.consume("work", print, timeout=TIMEOUT),
+    "cancel": lambda channel, tag: channel.cancel(tag, timeout=TIMEOUT),
+    "close": lambda channel, _: channel.close(timeout=TIMEOUT),
+}
+
+
+@pytest.fixture(scope="module")
+def settings(broker):
+    """One virtual host for all tests here: making one takes longer than most of them."""
+    with own_virtual_host(broker) as settings:
+        yield settings
+
+
+def ends_in_time(name, call):
+    started = time.monotonic()
+    with contextlib.suppress(LabkitError):
+        call()
+    assert time.monotonic() - started < TIMEOUT + SLACK, name
+
+
+@pytest.mark.parametrize("fault", ["silent both ways", "silent downstream", "silent upstream", "gone"])
+def test_every_call_ends_in_time_while_the_line_is(settings, fault):
+    with Proxy(settings) as proxy, connected(proxy.settings(heartbeat=0), recovery=True) as (connection, _):
+        channels = {}
+        for name in [*CALLS, "ack"]:
+            channel = channels[name] = connection.channel()
+            channel.delete(Queue(name))
+            channel.declare(Queue(name))
+        channels["ack"].publish("x", routing_key="ack")
+        delivery = until(lambda: channels["ack"].get("ack"))
+        tag = channels["cancel"].consume("cancel", print)
+        direction = {"silent downstream": "downstream", "silent upstream": "upstream"}.get(fault, "both")
+        with proxy.fault(Stall(), direction=direction):
+            if fault == "gone":
+                proxy.cut()
+            for name, call in CALLS.items():
+                ends_in_time(name, lambda name=name, call=call: call(channels[name], tag))
+            ends_in_time("ack", lambda: delivery.ack(timeout=TIMEOUT))
+            ends_in_time("channel", lambda: connection.channel(timeout=TIMEOUT))
+            ends_in_time("wait_for", lambda: connection.wait_for(State.FAILED, timeout=TIMEOUT))
+            ends_in_time("status", connection.status)
+            ends_in_time("close", lambda: connection.close(timeout=TIMEOUT))
+            assert connection.state is State.CLOSED
+            ends_in_time("open", lambda: connection.open(deadline=TIMEOUT))
+            ends_in_time("abort", connection.abort)
+
+
+@pytest.fixture
+def interrupt():
+    """Send this thread the signal of Ctrl-C, *after* so many seconds."""
+    me = threading.main_thread().ident
+    timers = []
+
+    def interrupt(after):
+        timer = threading.Timer(after, signal.pthread_kill, (me, signal.SIGINT))
+        timers.append(timer)
+        timer.start()
+
+    yield interrupt
+    for timer in timers:
+        timer.cancel()
+        timer.join(5)
+
+
+def test_an_interrupted_call_costs_its_channel_and_not_the_connection(settings, interrupt):
+    with Proxy(settings) as proxy, connected(proxy.settings()) as (connection, timeline):
+        channel = connection.channel()
+        with proxy.fault(Stall(), direction="downstream"):
+            interrupt(0.2)
+            with pytest.raises(KeyboardInterrupt):
+                channel.declare(Queue("work"), timeout=20)
+            until(lambda: not channel.is_open)
+        with pytest.raises(ChannelLost, match="interrupted"):
+            channel.get("work")
+        assert connection.channel().declare(Queue("work")).name == "work"
+        assert "ConnectionLost" not in timeline.names()
+
+
+def test_an_interrupted_open_leaves_nothing_and_opens_again(settings, interrupt):
+    with Proxy(settings) as proxy:
+        connection = Connection(proxy.settings())
+        with proxy.fault(Stall()):
+            interrupt(0.3)
+            with pytest.raises(KeyboardInterrupt):
+                connection.open(deadline=20)
+            until(lambda: connection.state is State.CLOSED)
+        with connection:
+            assert connection.channel().is_open
+            until(lambda: len(proxy.links) == 1)
+
+
+def test_interrupts_at_random_moments_leave_the_connection_usable(settings):
+    rng = random.Random(20)
+    me = threading.main_thread().ident
+    stop = threading.Event()
+    interrupts = 0
+    survived = 0
+    with connected(settings) as (connection, timeline):
+
+        def shoot():
+            while not stop.wait(rng.uniform(0.001, 0.02)):
+                signal.pthread_kill(me, signal.SIGINT)
+
+        shooter = threading.Thread(target=shoot)
+        ends = time.monotonic() + 2.0
+        channel = None
+        shooter.start()
+        while not stop.is_set():
+            try:
+                if time.monotonic() > ends:
+                    stop.set()
+                    shooter.join()
+                    break
+                if channel is None or not channel.is_open:
+                    channel = connection.channel()
+                channel.declare(Queue("work"))
+                channel.publish("x", routing_key="work")
+                survived += 1
+            except KeyboardInterrupt:
+                interrupts += 1
+            except ChannelLost:
+                channel = None
+        while True:  # the last one may still be on its way
+            try:
+                time.sleep(0.1)
+                break
+            except KeyboardInterrupt:
+                interrupts += 1
+        assert connection.channel().declare(Queue("work"), passive=True).name == "work"
+        assert "ConnectionLost" not in timeline.names()
+        del channel
+        until(lambda: connection.status().channels == 0)
+    assert interrupts > 20
+    assert survived > 0
