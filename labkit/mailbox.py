@@ -5,6 +5,7 @@ connections that nobody listens to need none.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -41,21 +42,7 @@ class Mailbox:
 
     def put(self, task: Task) -> bool:
         """Queue *task* and return at once; False if it was dropped."""
-        with self._lock:
-            if self._tasks.qsize() >= self._limit:
-                self.dropped += 1
-                return False
-            self._tasks.put(task)
-            if self._thread is not None:
-                return True
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:  # the interpreter is ending: no new threads
-                self._thread = None
-                self.dropped += 1
-                return False
-            return True
+        return self._add(task, self._limit)
 
     def clear(self) -> int:
         """Forget the tasks that have not begun; return how many."""
@@ -79,7 +66,7 @@ class Mailbox:
             return False
         done = threading.Lock()
         done.acquire()
-        return self.put(done.release) and done.acquire(timeout=max(0.0, timeout))
+        return self._add(done.release, math.inf) and done.acquire(timeout=max(0.0, timeout))
 
     @property
     def is_idle(self) -> bool:
@@ -93,6 +80,23 @@ class Mailbox:
         if thread is not None and thread is not threading.current_thread():
             thread.join(max(0.0, ends - time.monotonic()))
         return self.is_idle
+
+    def _add(self, task: Task, limit: float) -> bool:
+        with self._lock:
+            if self._tasks.qsize() >= limit:
+                self.dropped += 1
+                return False
+            self._tasks.put(task)
+            if self._thread is not None:
+                return True
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # the interpreter is ending: no new threads
+                self._thread = None
+                self.dropped += 1
+                return False
+            return True
 
     def _run(self) -> None:
         while True:

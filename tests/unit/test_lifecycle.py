@@ -1,0 +1,281 @@
+"""The state machine of a connection: every transition, its one event, and who is woken. No thread, no broker."""
+
+import pika.exceptions as px
+import pytest
+
+from labkit.errors import ConnectError, DeadlineExceeded, NotConnected
+from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Dispatcher, Timeline
+from labkit.lifecycle import STABLE, Lifecycle, State, Way
+from labkit.retry import BUSY_STEPS
+
+
+class Loop:
+    """Stands in for the I/O thread: the test is that thread."""
+
+    def __init__(self):
+        self.hosted = set()
+
+    def host(self, thing):
+        self.hosted.add(thing)
+
+    def release(self, thing):
+        self.hosted.discard(thing)
+
+
+class StandInLink:
+    """Stands in for a link: closes and drops when told, and remembers it."""
+
+    def __init__(self, generation=1):
+        self.generation = generation
+        self.is_open = True
+        self.reason = None
+        self.opened_at = 0.0
+        self.blocked_at = 0.0
+        self.dropped = []
+        self.goodbye = None
+
+    def drop(self, reason):
+        self.is_open = False
+        self.dropped.append(reason)
+
+    def close(self, timeout, done):
+        self.is_open = False
+        self.goodbye = done
+
+
+class Role:
+    def __init__(self):
+        self.told = []
+
+    def restore(self, link, done):
+        done(0)
+
+    def lost(self, reason):
+        self.told.append("lost")
+
+    def ended(self, reason):
+        self.told.append(reason)
+
+
+class Bench:
+    """A lifecycle whose events run at once."""
+
+    def __init__(self, recovers=False):
+        self.timeline = Timeline()
+        self.owner = Role()  # anything that can be weakly referenced
+        self.recoveries = []
+        self.life = Lifecycle(
+            Loop(),
+            self.owner,
+            name=None,
+            events=Dispatcher([self.timeline]),
+            recovers=recovers,
+            start_recovery=lambda life, way, failures: self.recoveries.append((way, failures)),
+        )
+        self.life.mailbox.put = lambda task: task()
+
+    def connect(self, way=None):
+        if way is None:
+            way = Way()
+            assert self.life.begin_opening(way)
+        link = way.link = StandInLink(self.life.generation + 1)
+        self.life.hear(way, ConnectAttempted(attempt=1))
+        self.life.hear(way, ConnectionOpened())
+        self.life.arrived(way, link)
+        return link
+
+    def last(self):
+        return self.timeline.names()[-1], self.life.state
+
+
+LOSS = px.StreamLostError("cut")
+
+
+def test_open_then_close():
+    bench = Bench()
+    link = bench.connect()
+    assert bench.last() == ("ConnectionOpened", State.OPEN)
+    bench.life.begin_closing(1.0)
+    assert bench.last() == ("ConnectionOpened", State.CLOSING)
+    bench.life.begin_closing(1.0)
+    link.goodbye(True)
+    assert bench.last() == ("ConnectionClosed", State.CLOSED)
+    assert bench.timeline.events[-1].clean is True
+    bench.life.begin_closing(1.0)
+    assert bench.timeline.names() == ["ConnectAttempted", "ConnectionOpened", "ConnectionClosed"]
+    assert not bench.life.io.hosted
+
+
+def test_a_loss_without_recovery_is_one_event_and_failed():
+    bench = Bench()
+    link = bench.connect()
+    role = Role()
+    bench.life.roles.append(role)
+    bench.life.link_lost(link, LOSS)
+    bench.life.link_lost(link, LOSS)
+    assert bench.last() == ("ConnectionLost", State.FAILED)
+    assert bench.timeline.names().count("ConnectionLost") == 1
+    assert role.told == [LOSS]
+    assert bench.recoveries == []
+
+
+def test_a_loss_with_recovery_is_waiting_then_recovered():
+    bench = Bench(recovers=True)
+    role = Role()
+    bench.life.roles.append(role)
+    bench.life.link_lost(bench.connect(), LOSS)
+    assert bench.last() == ("ConnectionLost", State.WAITING)
+    (way, failures), *_ = bench.recoveries
+    assert failures == 1
+    bench.life.hear(way, ConnectAttempted(attempt=1))
+    assert bench.life.state is State.CONNECTING
+    bench.life.hear(way, AttemptFailed(attempt=1, error=OSError("refused"), next_delay=0.1))
+    assert bench.last() == ("AttemptFailed", State.WAITING)
+    bench.connect(way)
+    assert bench.last() == ("ConnectionRecovered", State.OPEN)
+    assert (bench.life.generation, bench.life.reason, role.told) == (2, None, ["lost"])
+
+
+def test_failures_in_a_row_are_counted_until_a_link_has_lived():
+    bench = Bench(recovers=True)
+    link = bench.connect()
+    for expected in (1, 2, 3):
+        bench.life.link_lost(link, LOSS)
+        assert bench.recoveries[-1][1] == expected
+        link = bench.connect(bench.recoveries[-1][0])
+    link.opened_at -= STABLE
+    bench.life.link_lost(link, LOSS)
+    assert bench.recoveries[-1][1] == 0
+
+
+def test_a_busy_broker_gets_a_longer_pause():
+    bench = Bench(recovers=True)
+    bench.life.link_lost(bench.connect(), px.ConnectionBlockedTimeout("blocked"))
+    assert bench.recoveries[-1][1] == 1 + BUSY_STEPS
+
+
+def test_a_loss_that_no_retry_can_heal_is_given_up():
+    bench = Bench(recovers=True)
+    bench.life.link_lost(bench.connect(), px.ConnectionClosedByBroker(403, "ACCESS_REFUSED"))
+    assert bench.timeline.names()[-2:] == ["ConnectionLost", "ConnectionGivenUp"]
+    assert bench.life.state is State.FAILED
+    assert bench.recoveries == []
+
+
+def test_giving_up_ends_in_failed_with_the_reason_for_everyone():
+    bench = Bench()
+    way = Way()
+    bench.life.begin_opening(way)
+    error = ConnectError("nothing there")
+    bench.life.hear(way, ConnectAttempted(attempt=1))
+    bench.life.hear(way, AttemptFailed(attempt=1, error=OSError("refused")))
+    bench.life.hear(way, ConnectionGivenUp(attempts=1, error=error))
+    assert bench.last() == ("ConnectionGivenUp", State.FAILED)
+    assert bench.life.not_connected().reason is error
+
+
+def test_closing_while_connecting_drops_the_attempt_and_silences_it():
+    bench = Bench()
+    way = Way()
+    bench.life.begin_opening(way)
+    bench.life.hear(way, ConnectAttempted(attempt=1))
+    link = way.link = StandInLink()
+    bench.life.begin_closing(1.0)
+    assert bench.last() == ("ConnectionClosed", State.CLOSED)
+    assert len(link.dropped) == 1
+    assert way.stop.is_set()
+    bench.life.hear(way, AttemptFailed(attempt=1, error=OSError("aborted")))
+    bench.life.hear(way, ConnectionGivenUp(attempts=1, error=ConnectError("aborted")))
+    bench.life.arrived(way, link)
+    assert bench.last() == ("ConnectionClosed", State.CLOSED)
+
+
+def test_abort_while_the_goodbye_is_awaited_is_the_end_and_not_clean():
+    bench = Bench()
+    link = bench.connect()
+    bench.life.begin_closing(60.0)
+    bench.life.begin_aborting()
+    assert bench.last() == ("ConnectionClosed", State.CLOSED)
+    assert bench.timeline.events[-1].clean is False
+    assert len(link.dropped) == 1
+    link.goodbye(True)
+    assert bench.timeline.names().count("ConnectionClosed") == 1
+
+
+def test_a_link_that_died_as_it_opened_is_opened_and_then_lost():
+    bench = Bench(recovers=True)
+    way = Way()
+    bench.life.begin_opening(way)
+    link = StandInLink()
+    link.is_open, link.reason = False, LOSS
+    bench.life.hear(way, ConnectAttempted(attempt=1))
+    bench.life.hear(way, ConnectionOpened())
+    bench.life.arrived(way, link)
+    assert bench.timeline.names()[-2:] == ["ConnectionOpened", "ConnectionLost"]
+    assert bench.life.state is State.WAITING
+
+
+def test_an_interrupted_opening_is_a_close_and_can_begin_again():
+    bench = Bench()
+    way = Way()
+    bench.life.begin_opening(way)
+    assert not bench.life.begin_opening(Way())
+    bench.life.hear(way, ConnectAttempted(attempt=1))
+    bench.life.left(way, KeyboardInterrupt())
+    bench.life.left(way, KeyboardInterrupt())
+    assert bench.last() == ("ConnectionClosed", State.CLOSED)
+    bench.connect()
+    assert bench.life.state is State.OPEN
+
+
+def test_a_recovery_that_cannot_begin_fails():
+    bench = Bench(recovers=True)
+    bench.life.link_lost(bench.connect(), LOSS)
+    way, _ = bench.recoveries[-1]
+    bench.life.gave_up(way, FileNotFoundError("ca.pem"))
+    assert bench.last() == ("ConnectionGivenUp", State.FAILED)
+
+
+def test_blocked_is_a_flag_and_no_state():
+    bench = Bench()
+    link = bench.connect()
+    bench.life.link_blocked(link, "low on memory")
+    bench.life.link_unblocked(link)
+    assert bench.life.state is State.OPEN
+    assert bench.timeline.names()[-2:] == ["ConnectionBlocked", "ConnectionUnblocked"]
+    assert bench.timeline.events[-2].reason == "low on memory"
+
+
+def test_what_was_forgotten_is_closed_at_the_next_tick():
+    bench = Bench()
+    link = bench.connect()
+    bench.life.tick(0.0, False)
+    assert bench.life.state is State.OPEN
+    bench.owner = None
+    bench.life.tick(0.0, False)
+    assert bench.life.state is State.CLOSING
+    assert link.goodbye is not None
+
+
+@pytest.mark.parametrize(
+    ("recovers", "now", "unreachable"),
+    [
+        (False, State.OPEN, [State.NEW, State.CONNECTING, State.WAITING]),
+        (True, State.OPEN, [State.NEW]),
+        (True, State.FAILED, [State.NEW, State.CONNECTING, State.WAITING, State.OPEN]),
+        (True, State.CLOSING, [State.NEW, State.CONNECTING, State.WAITING, State.OPEN, State.FAILED]),
+        (True, State.CLOSED, [State.NEW, State.CONNECTING, State.WAITING, State.OPEN, State.FAILED, State.CLOSING]),
+        (False, State.NEW, []),
+    ],
+)
+def test_a_state_that_cannot_come_any_more_is_said_at_once(recovers, now, unreachable):
+    life = Bench(recovers).life
+    life.state = now
+    for wanted in State:
+        expected = NotConnected if wanted in unreachable else DeadlineExceeded
+        if wanted is now:
+            life.wait_for(wanted, 0.0)
+        else:
+            with pytest.raises(expected):
+                life.wait_for(wanted, 0.0)
+    assert life._watchers == []
