@@ -1,78 +1,117 @@
-"""Every private attribute of Pika that labkit reaches for: which, why, and what would break without it.
+"""Every private attribute of Pika that labkit reaches for: where it is, who needs it, and what would break without it.
 
-``tests/unit/test_private_pika.py`` fails when one of them vanishes from the installed Pika. Each function here is
-the only place that spells its name.
+``tests/unit/test_private_pika.py`` fails when one of them vanishes from the installed Pika, and when a module of labkit
+reaches for one that is not in the table. Below it is what the I/O thread does with them.
 """
 
 import contextlib
-from typing import Any
+from dataclasses import dataclass
 
 import pika
 
-# Class, attribute, why. What exists only on instances is looked for in the class's source.
-NEEDED: tuple[tuple[str, str, str], ...] = (
-    ("pika.connection:Connection", "_terminate_stream", "drop(): close a socket without asking the broker"),
-    ("pika.adapters.base_connection:BaseConnection", "_transport", "forget_socket(), unsent_bytes()"),
-    ("pika.adapters.utils.io_services_utils:_AsyncTransportBase", "_sock", "forget_socket()"),
-    ("pika.adapters.select_connection:SelectConnection", "_get_write_buffer_size", "unsent_bytes()"),
-    ("pika.adapters.blocking_connection:BlockingConnection", "_impl", "inside(): alarms and time limits"),
-    ("pika.adapters.blocking_connection:BlockingConnection", "_flush_output", "drop_blocking()"),
-    ("pika.adapters.blocking_connection:BlockingChannel", "_closing_reason", "closing_reason()"),
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """One private attribute.
+
+    Attributes:
+        where: ``module:Class`` of Pika that has it.
+        name: The attribute.
+        used_in: The modules of labkit that spell its name.
+        otherwise: What would break without it, and why nothing public does.
+    """
+
+    where: str
+    name: str
+    used_in: tuple[str, ...]
+    otherwise: str
+
+
+_BLOCKING = "pika.adapters.blocking_connection:BlockingConnection"
+_CHANNEL = "pika.adapters.blocking_connection:BlockingChannel"
+_BASE = "pika.adapters.base_connection:BaseConnection"
+_CONNECTION = "pika.connection:Connection"
+_LOOP = "pika.adapters.select_connection:IOLoop"
+_POLLER = "pika.adapters.select_connection:_PollerBase"
+_CONNECTOR = "pika.adapters.utils.connection_workflow:AMQPConnector"
+
+NEEDED = (
+    Needed(
+        _CONNECTION,
+        "_terminate_stream",
+        ("private_pika", "owned", "awaited", "reactor", "walk"),
+        "A dead link would keep its descriptor, and a call its caller, until Pika's own heartbeat check: up to "
+        "2 x (heartbeat + 5) seconds. Pika's public close() waits for the other side's answer.",
+    ),
+    Needed(
+        "pika.adapters.select_connection:SelectConnection",
+        "_get_write_buffer_size",
+        ("private_pika",),
+        "Publishing to a broker that does not read would fill the memory: Pika buffers without limit, and its public "
+        "bytes_sent counts what was buffered.",
+    ),
+    Needed(
+        _BASE,
+        "_transport",
+        ("private_pika", "owned", "dropping", "reactor", "walk"),
+        "The way to the socket, below; and whether there is one yet, when an attempt is to end.",
+    ),
+    Needed(
+        "pika.adapters.utils.io_services_utils:_AsyncTransportBase",
+        "_sock",
+        ("private_pika", "owned", "dropping"),
+        "In a child after a fork the parent's link would stay up after the parent dropped it; an interrupted "
+        "BlockingConnection could not be closed; its owner could not wait without Pika reading.",
+    ),
+    Needed(
+        _BLOCKING, "_impl", ("owned", "dropping"), "No time limit for a BlockingConnection's calls, no way to end it."
+    ),
+    Needed(_BLOCKING, "_ready_events", ("owned",), "An interrupt while waiting would cost the link: see owned.wait()."),
+    Needed(_BLOCKING, "_channels_pending_dispatch", ("owned",), "As _ready_events."),
+    Needed(_BLOCKING, "_event_dispatch_suspend_depth", ("owned",), "A callback could not be told from its owner."),
+    Needed(_CHANNEL, "_closing_reason", ("owned",), "Errors would say that a channel is closed, and not why."),
+    Needed(_LOOP, "_get_remaining_interval", ("owned",), "As _ready_events: Pika's own timers would be missed."),
+    Needed(_LOOP, "_poller", ("owned", "dropping"), "The way to the next one."),
+    Needed(_POLLER, "_r_interrupt", ("owned", "dropping"), "Another thread could not wake a waiting owner."),
+    Needed(_POLLER, "_w_interrupt", ("dropping",), "An interrupted loop would keep this descriptor."),
+    Needed(
+        _CONNECTION,
+        "_on_stream_terminated",
+        ("dropping", "walk"),
+        "The channels of an interrupted link would not be told; an adapter would end at its first address.",
+    ),
+    Needed(_CONNECTION, "_set_connection_state", ("walk",), "As _on_stream_terminated."),
+    Needed(
+        _BASE, "_adapter_connect_stream", ("walk",), "Adapters would walk the addresses Pika's way, without a deadline."
+    ),
+    Needed(_BASE, "_on_connection_workflow_done", ("walk",), "As _adapter_connect_stream."),
+    Needed(
+        _BASE, "_adapter_disconnect_stream", ("reactor",), "A lost Twisted transport would leave the link half-open."
+    ),
+    Needed(_BASE, "_connection_workflow", ("walk",), "As _adapter_connect_stream."),
+    Needed(_BASE, "_start_connection_workflow", ("libev",), "LibevConnection.create_connection() could not be."),
+    Needed(
+        "pika.adapters.utils.connection_workflow:AMQPConnectionWorkflow",
+        "_connector",
+        ("dropping",),
+        "An interrupt during a connect would leave a socket open.",
+    ),
+    Needed(_CONNECTOR, "_task_ref", ("dropping",), "As _connector."),
 )
 
 
 def drop(connection: pika.SelectConnection, reason: Exception) -> None:
-    """Close the socket without asking the broker; Pika then reports *reason*. On the loop's thread.
-
-    ``Connection._terminate_stream`` is what Pika's own heartbeat checker calls when the other side is gone. Pika has
-    no public way to abandon an open connection; without this one, a dead link would keep its descriptor until
-    Pika's heartbeat check, up to 2 x (heartbeat + 5) seconds.
-    """
-    if connection.is_closed:
-        return
-    connection._terminate_stream(reason)
+    """Close the socket without asking the broker; Pika then reports *reason*. On the loop's thread."""
+    if not connection.is_closed:
+        connection._terminate_stream(reason)
 
 
 def unsent_bytes(connection: pika.SelectConnection) -> int:
-    """Return how many bytes wait for the socket to take them.
-
-    ``SelectConnection._get_write_buffer_size``: Pika buffers without limit, and its public ``bytes_sent`` counts what
-    was buffered. Without this one, publishing into a link that the other side does not read would fill the memory.
-    """
-    if not connection.is_open:
-        return 0
-    return int(connection._get_write_buffer_size())
+    """Return how many bytes wait for the socket to take them. On the loop's thread."""
+    return int(connection._get_write_buffer_size()) if connection.is_open else 0
 
 
 def forget_socket(connection: pika.SelectConnection) -> None:
-    """Close this process's copy of the descriptor, in a child after a fork. Nothing goes over the wire.
-
-    ``BaseConnection._transport._sock``: while the child holds a copy, the broker does not see that the parent has
-    dropped its link. Without it, it finds out by its heartbeat.
-    """
+    """Close this process's copy of the descriptor, in a child after a fork. Nothing goes over the wire."""
     with contextlib.suppress(AttributeError, OSError):
         connection._transport._sock.close()
-
-
-def inside(connection: pika.BlockingConnection) -> Any:
-    """Return the ``SelectConnection`` inside a blocking one (``_impl``).
-
-    For its notices of an alarm, which BlockingConnection keeps back until ``process_data_events()``, for a timer that
-    runs while a call waits, and to end that wait. Without it a call could wait for ever.
-    """
-    return connection._impl
-
-
-def drop_blocking(connection: pika.BlockingConnection, reason: Exception) -> None:
-    """Close a blocking connection's socket without asking the broker, and run its loop until that is done.
-
-    ``_flush_output`` is what its own ``close()`` waits with; without it the descriptor would stay open.
-    """
-    inside(connection)._terminate_stream(reason)
-    connection._flush_output(lambda: False)
-
-
-def closing_reason(channel: Any) -> BaseException | None:
-    """Return what closed a ``BlockingChannel``: ``_closing_reason``. Pika's errors say only that it is closed."""
-    reason: BaseException | None = getattr(channel, "_closing_reason", None)
-    return reason
