@@ -43,22 +43,19 @@ def events(trials):
     return {trial.adapter: trial.wait_for("ended")["events"] for trial in trials}
 
 
-def test_every_adapter_echoes_under_the_name_that_the_broker_lists(settings, view):
+def test_every_adapter_echoes_under_its_name_until_the_broker_closes_it_with_a_code(settings, view):
     with on_every_adapter(settings) as trials:
         for trial in trials:
             trial.wait_for("echoed")
         names = {each["user_provided_name"] for each in view.connections(settings.virtual_host)}
         assert names == {f"on-{each}" for each in ADAPTERS}
-        for trial in trials:
-            trial.close()
-        expected = alike(what="closed", error="ConnectionClosedByClient", code=200, kind="ASKED_FOR")
+        view.close_connections(settings.virtual_host)
+        expected = alike(what="closed", error="ConnectionClosedByBroker", code=320, kind="TRANSIENT")
         assert ends(trials, "closed") == expected
-        assert events(trials) == {
-            each: ["ConnectAttempted", "ConnectionOpened", "ConnectionClosed"] for each in ADAPTERS
-        }
+        assert events(trials) == {each: ["ConnectAttempted", "ConnectionOpened", "ConnectionLost"] for each in ADAPTERS}
 
 
-def test_every_adapter_serves_its_heartbeats_while_it_is_idle(settings):
+def test_every_adapter_serves_its_heartbeats_while_it_is_idle_and_closes_cleanly(settings):
     with on_every_adapter(settings.replace(heartbeat=1)) as trials:
         for trial in trials:
             trial.wait_for("echoed")
@@ -66,6 +63,12 @@ def test_every_adapter_serves_its_heartbeats_while_it_is_idle(settings):
         for trial in trials:
             trial.echo()
             trial.wait_for("echoed", count=2)
+            trial.close()
+        expected = alike(what="closed", error="ConnectionClosedByClient", code=200, kind="ASKED_FOR")
+        assert ends(trials, "closed") == expected
+        assert events(trials) == {
+            each: ["ConnectAttempted", "ConnectionOpened", "ConnectionClosed"] for each in ADAPTERS
+        }
 
 
 def test_a_refused_port_is_transient_and_tried_as_often_as_the_settings_say(settings):
@@ -80,23 +83,15 @@ def test_a_refused_port_is_transient_and_tried_as_often_as_the_settings_say(sett
             }
 
 
-@pytest.mark.parametrize("change", [{"password": "wrong"}, {"virtual_host": "not-there"}])
-def test_what_the_broker_refuses_is_tried_once(settings, change):
-    with on_every_adapter(settings.replace(connection_attempts=5, **change)) as trials:
+@pytest.mark.parametrize(
+    ("adapters", "change"), [(ADAPTERS, {"password": "wrong"}), (IN_A_THREAD, {"virtual_host": "not-there"})]
+)
+def test_what_the_broker_refuses_is_tried_once(settings, adapters, change):
+    with on_every_adapter(settings.replace(connection_attempts=5, **change), adapters) as trials:
         assert {name: each["kind"] for name, each in ends(trials, "failed").items()} == dict.fromkeys(
-            ADAPTERS, "REFUSED"
+            adapters, "REFUSED"
         )
-        assert events(trials) == {each: ["ConnectAttempted", "AttemptFailed", "ConnectionGivenUp"] for each in ADAPTERS}
-
-
-def test_a_close_by_the_broker_is_told_with_its_code(settings, view):
-    with on_every_adapter(settings) as trials:
-        for trial in trials:
-            trial.wait_for("echoed")
-        view.close_connections(settings.virtual_host)
-        expected = alike(what="closed", error="ConnectionClosedByBroker", code=320, kind="TRANSIENT")
-        assert ends(trials, "closed") == expected
-        assert events(trials) == {each: ["ConnectAttempted", "ConnectionOpened", "ConnectionLost"] for each in ADAPTERS}
+        assert events(trials) == {each: ["ConnectAttempted", "AttemptFailed", "ConnectionGivenUp"] for each in adapters}
 
 
 def test_a_cut_link_is_lost_on_every_adapter(settings):
@@ -247,8 +242,15 @@ def test_the_tls_of_the_settings_reaches_every_adapter(settings, tmp_path):
         with on_every_adapter(behind) as trials:
             for trial in trials:
                 trial.wait_for("echoed")
-        for wrong in (TlsSettings(server_name="broker.test"), good.replace(server_name="other.test")):
-            with on_every_adapter(behind.replace(tls=wrong, connection_attempts=3), ("select", "twisted")) as trials:
+        wrong = (
+            (("select", "twisted"), good.replace(server_name="other.test")),
+            (
+                ("asyncio", "libev"),
+                TlsSettings(server_name="broker.test"),
+            ),
+        )
+        for adapters, tls in wrong:
+            with on_every_adapter(behind.replace(tls=tls, connection_attempts=3), adapters) as trials:
                 assert {each["kind"] for each in ends(trials, "failed").values()} == {"REFUSED"}
                 assert all(names.count("ConnectAttempted") == 1 for names in events(trials).values())
 
