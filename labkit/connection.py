@@ -154,6 +154,7 @@ class Connection:
 
         Emits ConnectAttempted, then AttemptFailed or ConnectionOpened; ConnectionGivenUp before it raises.
         """
+        self._may_wait()
         seconds = self.settings.connect_deadline if deadline is None else float(checked_number("deadline", deadline))
         ends = time.monotonic() + seconds
         life, way = self._life, Way()
@@ -212,6 +213,7 @@ class Connection:
             NotConnected: that state can no longer be reached; said at once. ``reason`` is why.
             DeadlineExceeded: it was not reached within *timeout* seconds.
         """
+        self._may_wait()
         _check_type("state", state, State)
         self._life.wait_for(state, checked_number("timeout", timeout))
 
@@ -273,6 +275,10 @@ class Connection:
         except LabkitError as exc:
             LOGGER.warning("closing: %s", exc)
         life.mailbox.flush(FLUSH_TIMEOUT)
+
+    def _may_wait(self) -> None:
+        if self._io.is_current:
+            raise RuntimeError("the I/O thread cannot wait for itself: ask from another thread")
 
     def _new_life(self) -> Lifecycle:
         settings, backoff = self.settings, self.backoff

@@ -198,8 +198,10 @@ class Lifecycle:
 
     def emit(self, event: Event) -> None:
         """Tell the listeners, on their own thread and in order."""
-        events, event = self._events, dataclasses.replace(event, connection=self._name)
-        self.mailbox.put(lambda: events.emit(event))
+        events = self._events
+        if events.listeners:  # else no thread need be started
+            event = dataclasses.replace(event, connection=self._name)
+            self.mailbox.put(lambda: events.emit(event))
 
     def link_lost(self, link: Link, reason: BaseException) -> None:
         """Take note that the link has ended, and connect anew if that is wanted."""

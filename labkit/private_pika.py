@@ -86,7 +86,7 @@ NEEDED = (
     ),
     Needed(_BASE, "_on_connection_workflow_done", ("walk",), "As _adapter_connect_stream."),
     Needed(
-        _BASE, "_adapter_disconnect_stream", ("reactor",), "A lost Twisted transport would leave the link half-open."
+        _BASE, "_adapter_disconnect_stream", ("reactor",), "A goodbye in Twisted would cut off what is still unsent."
     ),
     Needed(_BASE, "_connection_workflow", ("walk",), "As _adapter_connect_stream."),
     Needed(_BASE, "_start_connection_workflow", ("libev",), "LibevConnection.create_connection() could not be."),

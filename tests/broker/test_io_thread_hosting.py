@@ -13,7 +13,7 @@ import time
 import pytest
 import trustme
 
-from labkit import ChannelLost, ConnectionLost, ConnectionRecovered, NotConnected, Queue, TlsSettings
+from labkit import ChannelLost, ConnectionLost, ConnectionRecovered, NotConnected, Queue, State, TlsSettings
 from labkit.io_thread import SHARED
 from labkit.lab.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, our_threads, own_virtual_host, through_a_proxy
@@ -90,6 +90,20 @@ class TlsRelay:
         raise OSError("the end")
 
 
+def compute_for(seconds):
+    """Keep two threads busy with pure Python, this one and another."""
+    ends = time.monotonic() + seconds
+
+    def compute():
+        while time.monotonic() < ends:
+            sum(range(10_000))
+
+    other = threading.Thread(target=compute)
+    other.start()
+    compute()
+    other.join(10)
+
+
 def test_tls_and_plain_connections_share_the_loop_and_each_dies_alone(settings):
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -109,10 +123,10 @@ def test_tls_and_plain_connections_share_the_loop_and_each_dies_alone(settings):
                 name = channel.declare(Queue(exclusive=True)).name
                 channel.publish(body, routing_key=name)
                 assert until(lambda: channel.get(name)).body == body  # noqa: B023 - called at once
-            time.sleep(3.5)  # more than the broker forgives without heartbeats
+            compute_for(3.5)  # more than the broker forgives without heartbeats
             assert plain.is_open
             assert first.is_open
-            assert our_threads() == ["labkit-io"]
+            until(lambda: our_threads() == ["labkit-io"])
             relay.cut_newest()
             second_line.wait_for(ConnectionLost, timeout=5)
             assert "ConnectionLost" not in plain_line.names() + first_line.names()
@@ -167,6 +181,16 @@ def test_a_function_that_raises_on_the_loop_costs_nobody_else_anything(settings)
         with pytest.raises(ValueError, match="mine"):
             SHARED.call(bad, timeout=5)
         assert connection.channel().is_open
+
+
+def test_what_would_wait_for_the_io_thread_on_the_io_thread_is_refused(settings):
+    with connected(settings) as (connection, _):
+        channel = connection.channel()
+        for wait in (connection.open, connection.channel, lambda: channel.get("any")):
+            with pytest.raises(RuntimeError, match="I/O thread"):
+                SHARED.call(wait, timeout=5)
+        SHARED.call(connection.close, timeout=5)  # asked for, and not waited for
+        connection.wait_for(State.CLOSED, timeout=5)
 
 
 def test_a_busy_loop_shows_as_lag(settings):

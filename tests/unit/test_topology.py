@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import ConfigurationError, Message
+from labkit import Binding, ConfigurationError, Exchange, Message, Queue
 
 
 def test_text_is_sent_as_utf_8_and_labelled_as_text():
@@ -74,3 +74,46 @@ def test_message_that_cannot_be_sent_is_refused(field, arguments):
     with pytest.raises(ConfigurationError) as caught:
         Message(**arguments)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Queue("q" * 256),
+        lambda: Queue(3),
+        lambda: Queue("q", durable="yes"),
+        lambda: Queue("q", arguments=[1]),
+        lambda: Queue("q", arguments={"x": object()}),
+        lambda: Exchange(""),
+        lambda: Exchange("e", ""),
+        lambda: Exchange("e", internal=None),
+        lambda: Binding("", "q"),
+        lambda: Binding("e", ""),
+        lambda: Binding("e", Queue()),
+        lambda: Binding("e", "q", "k" * 256),
+        lambda: Binding("e", "q", kind="both"),
+    ],
+)
+def test_an_entity_that_cannot_be_is_refused_by_the_name_of_its_field(make):
+    with pytest.raises(ConfigurationError, match=r"^(Queue|Exchange|Binding)\.\w+: .*allowed: "):
+        make()
+
+
+def test_a_binding_takes_names_or_entities_and_knows_what_it_leads_to():
+    assert Binding(Exchange("e"), Queue("q"), "k") == Binding("e", "q", "k")
+    assert Binding("e", Exchange("f")).kind == "exchange"
+    assert Binding("e", "f", kind="exchange") == Binding(Exchange("e"), Exchange("f"))
+
+
+def test_bindings_with_other_arguments_are_others_and_entities_can_be_hashed():
+    by_level = [Binding("e", "q", arguments={"level": level}) for level in ("info", "error", "error")]
+    assert len(set(by_level)) == 2
+    assert len({Queue("q"), Queue("q"), Queue("q", arguments={"x-max-length": 1})}) == 2
+    assert len({Exchange("e"), Exchange("e", "fanout")}) == 2
+
+
+def test_an_entity_does_not_change_with_what_it_was_made_of():
+    arguments = {"x-max-length": 1}
+    queue = Queue("q", arguments=arguments)
+    arguments["x-max-length"] = 2
+    assert queue.arguments == {"x-max-length": 1}
