@@ -75,6 +75,14 @@ class Role(Protocol):
         """None will follow, unless somebody opens the connection again: it failed, or (None) it was closed."""
 
 
+def begin_restoring(role: Role, link: Link, done: Callable[[BaseException | int], None]) -> None:
+    """Have *role* restored; an error of its own is its answer."""
+    try:
+        role.restore(link, done)
+    except Exception as exc:  # noqa: BLE001 - told to whoever waits
+        done(exc)
+
+
 class Way:
     """One bring-up under way: what ends it early, the link it is trying, and what it reported at its end."""
 
@@ -176,7 +184,7 @@ class Lifecycle:
         def done(told: BaseException | int) -> None:
             waiter.settle(error=told if isinstance(told, BaseException) else None)
 
-        role.restore(link, done)
+        begin_restoring(role, link, done)
 
     # What the I/O thread and the link tell.
 
@@ -219,8 +227,7 @@ class Lifecycle:
             return
         way = self.way = Way()
         self._set(State.WAITING, lost)
-        for role in list(self.roles):
-            role.lost(reason)
+        self._tell_roles(lambda role: role.lost(reason))
         verdict = classify(reason)
         if not verdict.is_retryable:
             self._fail(reason, ConnectionGivenUp(attempts=0, error=reason, connection=self._name))
@@ -349,8 +356,7 @@ class Lifecycle:
         self._failures = 0
         self.io.release(self)
         self._set(State.CLOSED, ConnectionClosed(clean=clean, connection=self._name))
-        for role in list(self.roles):
-            role.ended(None)
+        self._tell_roles(lambda role: role.ended(None))
 
     def _fail(self, reason: BaseException, event: Event | None = None) -> None:
         self.way = None
@@ -358,8 +364,14 @@ class Lifecycle:
         self._lost_at = None
         self.io.release(self)
         self._set(State.FAILED, event)
+        self._tell_roles(lambda role: role.ended(reason))
+
+    def _tell_roles(self, tell: Callable[[Role], None]) -> None:
         for role in list(self.roles):
-            role.ended(reason)
+            try:
+                tell(role)
+            except Exception:  # one broken role must keep neither the others nor recovery from going on
+                LOGGER.exception("a role failed to hear of the end of its link")
 
     def _set(self, state: State, event: Event | None = None) -> None:
         self.state = state

@@ -269,7 +269,10 @@ class Link:
 
     def _end_channels(self, reason: BaseException) -> None:
         for channel in list(self.channels):
-            channel.link_ended(reason)
+            try:
+                channel.link_ended(reason)
+            except Exception:  # the others, and the owner, must hear of it
+                LOGGER.exception("a channel failed to hear of the end of its link")
         self.channels.clear()
 
     def _gone(self, *, is_clean: bool) -> None:

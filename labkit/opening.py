@@ -15,7 +15,7 @@ from labkit.bringup import Bringup
 from labkit.errors import LabkitError
 from labkit.events import Event
 from labkit.io_thread import Waiter
-from labkit.lifecycle import Lifecycle, Role, Way
+from labkit.lifecycle import Lifecycle, Role, Way, begin_restoring
 from labkit.link import Link
 from labkit.retry import EXPONENT_MAX, Backoff, SystemClock
 from labkit.settings import BrokerSettings
@@ -101,7 +101,10 @@ def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) 
             return
         link.generation = life.generation + 1
         way.link = link
-        link.start(parameters, opened)
+        try:
+            link.start(parameters, opened)
+        except Exception as exc:  # noqa: BLE001 - raised again by whoever waits
+            opened.settle(error=exc)
 
     try:
         life.io.post(start)
@@ -133,7 +136,7 @@ def _restore(way: Way, link: Link, roles: list[Role], restored: Waiter) -> None:
         way.replayed += told
         _restore(way, link, roles[1:], restored)
 
-    roles[0].restore(link, done)
+    begin_restoring(roles[0], link, done)
 
 
 def _wait(waiter: Waiter, seconds: float, what: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from labkit.errors import ConnectError, DeadlineExceeded, NotConnected
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Dispatcher, Timeline
+from labkit.io_thread import Waiter
 from labkit.lifecycle import STABLE, Lifecycle, State, Way
 from labkit.retry import BUSY_STEPS
 
@@ -160,6 +161,27 @@ def test_a_loss_that_no_retry_can_heal_is_given_up():
     assert bench.timeline.names()[-2:] == ["ConnectionLost", "ConnectionGivenUp"]
     assert bench.life.state is State.FAILED
     assert bench.recoveries == []
+
+
+def test_a_role_that_fails_keeps_nobody_else_from_hearing_and_recovery_from_starting():
+    class Broken(Role):
+        def lost(self, reason):
+            raise ValueError("mine")
+
+        def restore(self, link, done):
+            raise ValueError("mine")
+
+    bench = Bench(recovers=True)
+    link = bench.connect()
+    waiter = Waiter()
+    broken, good = Broken(), Role()
+    bench.life.add_role(broken, waiter)
+    with pytest.raises(ValueError, match="mine"):
+        waiter.result()
+    bench.life.roles.append(good)
+    bench.life.link_lost(link, LOSS)
+    assert good.told == ["lost"]
+    assert len(bench.recoveries) == 1
 
 
 def test_giving_up_ends_in_failed_with_the_reason_for_everyone():
