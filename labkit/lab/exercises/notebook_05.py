@@ -135,6 +135,8 @@ def _try(answer: object, case: str, settings: BrokerSettings, expected: str) -> 
             raise NotYet(f"{case}: the loop never stops. Which callback runs then, and does it call ioloop.stop()?")
         if any(connection.is_open for connection in factory.made):
             raise NotYet(f"{case}: it left the connection open. Who calls close()?")
+        if any(not (connection.is_closing or connection.is_closed) for connection in factory.made):
+            raise NotYet(f"{case}: nothing happened. Nobody ran connection.ioloop to its end")
         if not all(connection.is_closed for connection in factory.made):
             raise NotYet(
                 f"{case}: the loop was stopped before the broker's goodbye came, so the connection is half closed. "
