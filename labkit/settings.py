@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Self
 
 import pika
+import pika.spec
 from pydantic import Field, SecretStr, field_validator
 
 from labkit import __version__
@@ -24,7 +25,8 @@ __all__ = ["BrokerSettings", "TlsSettings"]
 
 AMQP_PORT, AMQPS_PORT = 5672, 5671  # IANA; AMQP 0-9-1, section 1.4.1 uses the first
 UINT16 = 65535
-FRAME_MIN, FRAME_MAX = 4096, 131072  # AMQP 0-9-1, section 1.2; RabbitMQ's and Pika's maximum
+# The smallest is 4096 by AMQP 0-9-1, section 1.2, and 8192 for Pika 1.5; RabbitMQ's and Pika's largest.
+FRAME_MIN, FRAME_MAX = int(pika.spec.FRAME_MIN_SIZE), 131072
 
 # What Pika tells the broker it understands. A client_properties["capabilities"] of the caller replaces Pika's
 # whole dict (it merges one level only), which silences connection.blocked and consumer-cancel notices; so we

@@ -149,6 +149,18 @@ PLACES: dict[type[BaseException], Kind] = {
     BaseException: Kind.ASKED_FOR,  # SystemExit, GeneratorExit
 }
 
+# What Pika 1.5 adds, where it is installed.
+PLACES |= {
+    getattr(px, name): kind
+    for name, kind in (
+        ("WorkQueueFullError", Kind.TRANSIENT),  # a handler was too slow, and Pika has dropped the link
+        ("UnencodableDecimalError", Kind.OUR_BUG),
+        ("UnencodableLongError", Kind.OUR_BUG),
+        ("UnencodableTimestampError", Kind.OUR_BUG),
+    )
+    if hasattr(px, name)
+}
+
 # "node connection limit (1) is reached", "connection limit (2) is reached", "... user connection limit ..."
 LIMIT_REACHED = re.compile(r"limit.{0,80}\bis reached", re.IGNORECASE | re.DOTALL)
 # How a TLS 1.3 server's refusal of our certificate looks: it arrives when Pika already waits for AMQP.

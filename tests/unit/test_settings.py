@@ -45,7 +45,7 @@ def test_every_parameter_reaches_pika_field_by_field():
         "socket_timeout": 4.0,
         "stack_timeout": 9.0,
         "channel_max": 12,
-        "frame_max": 4096,
+        "frame_max": pika.spec.FRAME_MIN_SIZE,
         "locale": "de_DE",
     }
     settings = BrokerSettings(
@@ -410,7 +410,7 @@ def all_settings(draw):
         connection_attempts=draw(st.integers(1, 99)),
         socket_timeout=draw(st.none() | seconds),
         connect_deadline=draw(seconds),
-        frame_max=draw(st.integers(4096, 131072)),
+        frame_max=draw(st.integers(pika.spec.FRAME_MIN_SIZE, 131072)),
         locale=draw(names),
         connection_name=draw(st.none() | names),
         client_properties=draw(st.dictionaries(names, json_values, max_size=3)),
