@@ -304,6 +304,7 @@ async def _work(inbox: asyncio.Queue[Any], handler: Handler, acknowledging: Link
             await outcome
         if acknowledging is not None and acknowledging.raw.is_open:
             acknowledging.raw.basic_ack(method.delivery_tag)
+        await asyncio.sleep(0)  # after a plain handler the loop needs its turn: for heartbeats, or for our cancellation
 
 
 def _check_loop(link: Link) -> None:

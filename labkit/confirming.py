@@ -4,6 +4,7 @@ Reference: RabbitMQ, "Consumer Acknowledgements and Publisher Confirms".
 """
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -64,9 +65,8 @@ class ConfirmingChannel:
 
     def _on_outcome(self, frame: Any) -> None:
         tag, is_last_of_many = frame.method.delivery_tag, frame.method.multiple
-        tags = [each for each in self._sent if each <= tag] if is_last_of_many else [tag]
-        for each in tags:
-            sent = self._sent.pop(each)
+        tags = list(itertools.takewhile(lambda each: each <= tag, self._sent)) if is_last_of_many else [tag]
+        for sent in [self._sent.pop(each) for each in tags]:
             if sent.confirm.done():
                 continue  # its publish() was cancelled, or took too long
             if isinstance(frame.method, pika.spec.Basic.Nack):

@@ -317,6 +317,25 @@ def test_what_a_handler_raises_leaves_consume_and_loses_no_message(settings, kin
 
 
 @asynchronous
+async def test_the_loop_has_its_turn_between_two_messages_of_a_plain_handler(settings):
+    turns, seen = 0, []
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with AsyncConnection(settings) as connection:
+        await asyncio.gather(*(connection.publish("q", str(number)) for number in range(10)))
+        counting = asyncio.create_task(count_turns())
+        async with consuming(connection, lambda _: seen.append(turns)):
+            await until(lambda: len(seen) == 10)
+        counting.cancel()
+    assert len(set(seen)) == 10
+
+
+@asynchronous
 async def test_auto_ack_makes_the_broker_forget_what_it_has_sent(settings):
     async with AsyncConnection(settings) as connection:
         await asyncio.gather(*(connection.publish("q", str(number)) for number in range(10)))

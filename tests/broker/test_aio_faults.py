@@ -9,7 +9,7 @@ import pika
 import pika.exceptions as px
 import pytest
 
-from labkit import AsyncConnection, ConnectError, DeadlineExceeded, Message, NotConnected, OutcomeUnknown
+from labkit import AsyncConnection, ConnectError, DeadlineExceeded, Message, NotConnected, OutcomeUnknown, TlsSettings
 from labkit.lab.wire import Latency, Proxy, Stall
 from tests.asynchronous import asynchronous, until
 
@@ -178,14 +178,24 @@ async def test_cancelled_close_drops_the_socket(proxy):
         assert not connection.is_open
 
 
-@asynchronous
-async def test_connect_deadline_holds_against_a_host_that_accepts_and_says_nothing(settings):
-    listener, port = silent_listener()
-    with listener:
-        started = now()
-        with pytest.raises(ConnectError, match="1 attempt"):
-            await AsyncConnection(settings.replace(host="127.0.0.1", port=port, connect_deadline=0.5)).open()
-        assert 0.4 < elapsed_since(started) < 0.5 + SLACK
+@pytest.mark.parametrize("tls", [None, TlsSettings(insecure=True)], ids=["plain", "tls"])
+def test_connect_deadline_and_cancel_hold_against_a_host_that_accepts_and_says_nothing(settings, tls):
+    @asynchronous
+    async def check():
+        listener, port = silent_listener()
+        with listener:
+            there = settings.replace(host="127.0.0.1", port=port, connect_deadline=0.5, tls=tls)
+            started = now()
+            with pytest.raises(ConnectError, match="1 attempt"):
+                await AsyncConnection(there).open()
+            assert 0.4 < elapsed_since(started) < 0.5 + SLACK
+            opening = asyncio.create_task(AsyncConnection(there.replace(connect_deadline=30.0)).open())
+            await asyncio.sleep(0.1)
+            opening.cancel()
+            await asyncio.wait({opening}, timeout=SLACK)
+            assert opening.cancelled()
+
+    check()
 
 
 @asynchronous
