@@ -22,6 +22,11 @@ ARGUMENTS = [
 ]  # fmt: skip
 TIMEOUT = 60_000  # milliseconds, Playwright's unit, for one step
 RUN_TIMEOUT = 90.0  # seconds for all cells of a notebook
+# What each cell that is there now has printed, by its place: read in one go, because JupyterLab takes cells out.
+OUTPUTS = """cells => cells.map(cell => [
+    Number(cell.dataset.windowedListIndex),
+    [...cell.querySelectorAll(".jp-OutputArea-output")].map(output => output.innerText).join("\\n"),
+])"""
 # The kernel is really there only when the status bar says so: the toolbar's indicator says idle before it is
 # connected, and Run All then loses cells.
 KERNEL_IDLE = re.compile(r"\| Idle$")
@@ -91,12 +96,17 @@ class NotebookPage:
         return self.notebook.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
 
     def text(self) -> str:
-        """Everything the cells printed; scrolls through the notebook, since JupyterLab draws only what is in view."""
-        found = []
-        for cell in self.notebook.locator(".jp-CodeCell").all():
-            cell.scroll_into_view_if_needed(timeout=TIMEOUT)
-            found += cell.locator(".jp-OutputArea-output").all_inner_texts()
-        return "\n".join(found)
+        """Everything the cells printed; scrolls through the notebook, since JupyterLab holds only what is near view."""
+        found: dict[int, str] = {}
+        window = self.notebook.locator(".jp-WindowedPanel-outer").first
+        top, height, end = 0, 1, 1
+        while top < end:
+            window.evaluate("(element, top) => { element.scrollTop = top }", top)
+            self.page.wait_for_timeout(300)  # JupyterLab puts cells in and out when it has the time
+            found |= dict(self.notebook.locator(".jp-CodeCell").evaluate_all(OUTPUTS))
+            height, end = window.evaluate("element => [element.clientHeight, element.scrollHeight]")
+            top += height // 2
+        return "\n".join(found[index] for index in sorted(found))
 
     def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
