@@ -32,11 +32,10 @@ from labkit.events import (
 from labkit.io_thread import IoThread, Waiter
 from labkit.link import Link
 from labkit.mailbox import Mailbox
-from labkit.retry import BUSY_STEPS
+from labkit.retry import BUSY_STEPS, STABLE_AFTER
 
 LOGGER = logging.getLogger(__name__)
 ORPHAN_TIMEOUT = 5.0  # seconds for the goodbye of a connection that was forgotten
-STABLE = 10.0  # seconds a link must live for the pauses to start small again: else a crash loop would never back off
 EVENTS_MAX = 10_000  # events that may wait for a slow listener
 
 
@@ -218,7 +217,7 @@ class Lifecycle:
         self.link = None
         self.reason = reason
         self._lost_at = time.monotonic()
-        self._failures = 0 if self._lost_at - link.opened_at >= STABLE else self._failures + 1
+        self._failures = 0 if self._lost_at - link.opened_at >= STABLE_AFTER else self._failures + 1
         lost = ConnectionLost(
             reason=reason, generation=link.generation, recovering=self._recovers, connection=self._name
         )

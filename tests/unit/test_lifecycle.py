@@ -6,8 +6,8 @@ import pytest
 from labkit.errors import ConnectError, DeadlineExceeded, NotConnected
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Dispatcher, Timeline
 from labkit.io_thread import Waiter
-from labkit.lifecycle import STABLE, Lifecycle, State, Way
-from labkit.retry import BUSY_STEPS
+from labkit.lifecycle import Lifecycle, State, Way
+from labkit.retry import BUSY_STEPS, STABLE_AFTER
 
 
 class Loop:
@@ -144,7 +144,7 @@ def test_failures_in_a_row_are_counted_until_a_link_has_lived():
         bench.life.link_lost(link, LOSS)
         assert bench.recoveries[-1][1] == expected
         link = bench.connect(bench.recoveries[-1][0])
-    link.opened_at -= STABLE
+    link.opened_at -= STABLE_AFTER
     bench.life.link_lost(link, LOSS)
     assert bench.recoveries[-1][1] == 0
 
