@@ -1,5 +1,7 @@
 """A lost link is noticed in time, said with its cause, replaced when that is wanted, and leaves nothing behind."""
 
+import random
+import re
 import threading
 import time
 
@@ -172,6 +174,47 @@ def test_pauses_go_on_growing_while_links_die_young(settings):
         connection.close()
     assert pauses[3] >= 0.4  # 0.05, 0.1, 0.2, 0.4
     assert pauses[0] < pauses[3]
+
+
+LETTERS = {
+    "ConnectAttempted": "A",
+    "AttemptFailed": "F",
+    "ConnectionOpened": "O",
+    "ConnectionLost": "L",
+    "ConnectionRecovered": "R",
+    "ConnectionClosed": "C",
+}
+
+
+def random_faults(settings, *, seed, count):
+    """Return the story of a connection through *count* faults, a letter an event, and its generation."""
+    rng = random.Random(seed)
+    with through_a_proxy(settings, recovery=True, backoff=EAGER) as (proxy, connection, timeline):
+        for _ in range(count):
+            mark = timeline.mark()
+            if rng.random() < 0.3:
+                with proxy.fault(Refuse()):
+                    proxy.cut(reset=rng.random() < 0.5)
+                    timeline.wait_for(AttemptFailed, timeout=20, since=mark, count=rng.randrange(1, 4))
+            else:
+                proxy.cut(reset=rng.random() < 0.5)
+            if rng.random() < 0.5:
+                timeline.wait_for(ConnectionRecovered, timeout=20, since=mark)
+            else:
+                connection.wait_for(State.OPEN, timeout=20)
+        proxy.cut()
+        time.sleep(rng.uniform(0, 0.02))  # close() finds it open, waiting, connecting or open again
+        connection.close()
+        generation = connection.generation
+    return "".join(LETTERS[name] for name in timeline.names()), generation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_events_are_exact_through_random_faults(settings, seed):
+    """G15: one event a transition, in the order in which the state machine allows them."""
+    story, generation = random_faults(settings, seed=seed, count=8)
+    assert re.fullmatch(r"A(FA)*O(LA(FA)*R)*(L(A(FA)*F?)?)?C", story), story
+    assert generation == 1 + story.count("R")
 
 
 class Recorder:
