@@ -98,18 +98,25 @@ class _Watched(ConnectionFactory):
         return connection
 
     def tidy(self) -> None:
-        """Close what was left open, so that the next check starts clean."""
+        """Close what was left open, so that the broker lists nothing of it."""
         for connection in self.made:
+            loop, transport = connection.ioloop, connection._transport
+
+            def stop(*_: Any, loop: Any = loop) -> None:
+                loop.stop()
+
             with contextlib.suppress(Exception):  # whatever state the learner's code left it in
-                loop = connection.ioloop
                 if not connection.is_closed:
-                    connection.add_on_close_callback(lambda _, __, loop=loop: loop.stop())
-                    if connection.is_open:
+                    connection.add_on_open_error_callback(stop)
+                    connection.add_on_close_callback(stop)
+                    if not connection.is_closing:
                         connection.close()
-                    loop.call_later(HANG, loop.stop)
+                    loop.call_later(HANG, stop)
                     loop.start()
             with contextlib.suppress(Exception):
-                connection.ioloop.close()
+                loop.close()
+            if transport is not None and not connection.is_closed:  # its loop was closed under it: nobody can ask
+                transport._sock.close()
 
 
 def _probe(answer: object) -> str:
