@@ -43,7 +43,7 @@ async def cancel_after(coroutine, seconds):
     return task.cancelled()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_cancelled_open_leaves_no_socket(proxy, seed):
     @asynchronous
     async def check():
@@ -113,29 +113,25 @@ def test_cancelled_publish_leaves_the_connection_usable_and_loses_no_confirmed_m
     check()
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_cancelled_consume_leaves_the_connection_usable_and_every_message(proxy, seed):
-    @asynchronous
-    async def check():
-        rng = random.Random(seed)
-        texts = {str(number) for number in range(30)}
-        async with AsyncConnection(proxy.settings()) as connection:
-            usual = await seconds_for(asyncio.gather(*(connection.publish("q", text) for text in texts)))
-            seen = set()
+@asynchronous
+async def test_cancelled_consume_leaves_the_connection_usable_and_every_message(proxy):
+    rng = random.Random(0)
+    texts = {str(number) for number in range(30)}
+    async with AsyncConnection(proxy.settings()) as connection:
+        usual = await seconds_for(asyncio.gather(*(connection.publish("q", text) for text in texts)))
+        seen = set()
 
-            async def handler(message):
-                await asyncio.sleep(rng.uniform(0.0, 0.002))
-                seen.add(message.text)
+        async def handler(message):
+            await asyncio.sleep(rng.uniform(0.0, 0.002))
+            seen.add(message.text)
 
-            for _ in range(ROUNDS):
-                await cancel_after(connection.consume("q", handler), rng.uniform(0.0, usual))
-            consumer = asyncio.create_task(connection.consume("q", handler))
-            await until(lambda: seen == texts)
-            consumer.cancel()
-            await asyncio.wait({consumer})
-            await until(lambda: len(connection._link.raw._channels) == 1)  # each consumer's channel is closed
-
-    check()
+        for _ in range(ROUNDS // 2):
+            await cancel_after(connection.consume("q", handler), rng.uniform(0.0, usual))
+        consumer = asyncio.create_task(connection.consume("q", handler))
+        await until(lambda: seen == texts)
+        consumer.cancel()
+        await asyncio.wait({consumer})
+        await until(lambda: len(connection._link.raw._channels) == 1)  # each consumer's channel is closed
 
 
 @asynchronous

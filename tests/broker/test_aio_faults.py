@@ -137,8 +137,6 @@ async def test_silent_link_is_noticed_within_two_heartbeats(proxy):
     heard = []
     settings = proxy.settings(heartbeat=1)
     async with AsyncConnection(settings, on_close=lambda *what: heard.append(what)) as connection:
-        await asyncio.sleep(2.2)  # heartbeats come: nothing happens
-        assert connection.is_open
         started = now()
         with proxy.fault(Stall(), direction="both"), pytest.raises(NotConnected) as caught:
             await connection.consume("q", print)
@@ -151,7 +149,7 @@ async def test_silent_link_is_noticed_within_two_heartbeats(proxy):
 async def test_link_survives_a_loop_that_was_blocked_for_less_than_the_broker_s_patience(settings):
     async with AsyncConnection(settings.replace(heartbeat=1)) as connection:
         threading.Event().wait(1.8)  # blocks the loop, as time.sleep in a handler does
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)  # heartbeats come: nothing happens, though it is more than two that went by
         assert connection.is_open
         await connection.publish("q", "x")
 
