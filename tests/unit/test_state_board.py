@@ -70,9 +70,15 @@ def test_an_event_from_another_thread_changes_the_widgets_on_the_painter_s_threa
 def test_the_text_is_right_at_once_whatever_has_been_painted(timeline, board, view):
     board.stop()
     timeline(ConnectionOpened())
-    assert repr(view).splitlines()[-1] == "OPEN            ConnectionOpened(attempts=1, generation=1)"
+    timeline(ConnectionClosed())
+    assert repr(view).splitlines() == [
+        "CONNECTING",
+        "OPEN            ConnectionOpened(attempts=1, generation=1)",
+        "CLOSING CLOSED  ConnectionClosed(clean=True)",
+    ]
+    assert view._repr_mimebundle_()["text/plain"] == repr(view)  # whole: more than ipywidgets would show
     assert board.state == ""
-    assert repr(board) == "StateBoard(state='OPEN')"
+    assert repr(board) == "StateBoard(state='CLOSED')"
 
 
 def test_who_records_waits_for_no_widget(timeline, board):
@@ -157,22 +163,28 @@ def test_a_follower_that_raises_harms_neither_the_timeline_nor_the_next_follower
 
 
 def test_a_painting_that_fails_is_counted_and_the_next_one_is_painted(caplog):
-    fail, painted = [True], threading.Event()
+    asked, painted = [], threading.Event()
 
     def paint() -> None:
-        if fail.pop() if fail else False:
+        asked.append(1)
+        if len(asked) == 1:
+            painter.ask()  # there is more to paint, and this one fails
             raise RuntimeError("no paint")
         painted.set()
 
     painter = Painter(paint, pause=0.0)
     painter.ask()
-    while not painter.failures:
-        painter.ask()
-    painter.ask()
     assert painted.wait(PATIENCE)
     painter.stop()
-    assert painter.failures == 1
+    assert (len(asked), painter.failures) == (2, 1)
     assert "could not be painted" in caplog.text
+
+
+def test_a_painter_that_was_stopped_starts_no_thread():
+    painter = Painter(lambda: None)
+    painter.stop()
+    painter.ask()
+    assert painter._thread is None
 
 
 def test_a_painter_paints_once_more_for_what_was_asked_while_it_painted():
