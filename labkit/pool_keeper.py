@@ -1,0 +1,240 @@
+"""What a pool does by itself, on daemon threads: grow, retire, replace, report leaks, take back what was forgotten.
+
+The keeper never waits for a broker: entries are made on a thread of their own, one at a time, and closed on the I/O
+thread. It holds the pool weakly: a pool that nobody has any more is closed.
+"""
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from labkit.errors import ConfigurationError, Kind, LabkitError, classify, describe
+from labkit.hand_off import Entry
+from labkit.lease import Frames, shown
+from labkit.mailbox import Mailbox
+from labkit.retry import Clock, Pauses
+from labkit.waiting_line import WaitingLine
+
+LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+TICK = 1.0  # seconds between two looks while something is lent or somebody waits
+DOZE = 30.0  # seconds between two looks while nothing happens
+QUIET_TICKS = 3  # ticks without a checkout after which the keeper dozes
+CLOSE_TIMEOUT = 5.0  # seconds for the goodbye of an entry that is given up
+SETTLING = 0.1  # seconds between two looks at goodbyes that have not ended
+
+
+class Source(Protocol[T]):
+    """Makes what a pool holds. Thread-safe."""
+
+    def new(self) -> T:
+        """Return a new thing, without any I/O."""
+
+    def open(self, thing: T) -> None:
+        """Make it usable; raises if that does not work. It has its own deadline."""
+
+    def is_usable(self, thing: T) -> bool:
+        """Whether it lives. Cheap, no I/O, no lock."""
+
+    def is_clean(self, thing: T) -> bool:
+        """Whether another borrower may have it."""
+
+    def begin_end(self, thing: T, timeout: float) -> None:
+        """Begin to close it, also one that is being opened, and return at once. Twice is fine."""
+
+    def is_ended(self, thing: T) -> bool:
+        """Whether its end is complete."""
+
+
+class Keeper(Generic[T]):
+    """Looks after one line. :meth:`step` does what is due; the thread calls it again and again.
+
+    Args:
+        line: What to look after.
+        source: Makes entries.
+        pool: Whose they are; held weakly.
+        pauses: Between attempts to make one.
+        clock: Where time comes from.
+        configure: Called with each new entry.
+        max_idle: Seconds.
+        leak_after: Seconds; None: leases are not reported.
+    """
+
+    def __init__(
+        self,
+        line: WaitingLine[T],
+        source: Source[T],
+        pool: object,
+        *,
+        pauses: Pauses,
+        clock: Clock,
+        configure: Callable[[T], object] | None,
+        max_idle: float,
+        leak_after: float | None,
+    ) -> None:
+        self._line = line
+        self._source = source
+        self._pool = weakref.ref(pool)
+        self._pauses = pauses
+        self._clock = clock
+        self._configure = configure
+        self._max_idle = max_idle
+        self._leak_after = leak_after
+        self._maker = Mailbox("labkit-pool-maker", limit=1)
+        self._growing: Entry[T] | None = None
+        self._grow_at = 0.0
+        self._ending: set[T] = set()  # whose goodbye was begun
+        self._alarm = threading.Lock()
+        self._alarm.acquire()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._seen = -1
+        self._quiet = 0
+        self.is_dozing = False
+
+    # From any thread.
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="labkit-pool-keeper", daemon=True)
+                self._thread = thread  # before it runs, and may end
+                thread.start()
+
+    def wake(self) -> None:
+        """Have the thread look now. No lock, no wait: safe anywhere."""
+        self.is_dozing = False
+        try:
+            if self._alarm.locked():
+                self._alarm.release()
+        except RuntimeError:  # somebody else was quicker
+            pass
+
+    def retired(self) -> int:
+        """Return how many were given up and have not ended."""
+        return sum(1 for each in list(self._line.ending) if not self._source.is_ended(each))
+
+    def end_given_up(self, timeout: float = CLOSE_TIMEOUT) -> bool:
+        """Begin the goodbye of what was given up; return whether all have ended."""
+        for each in list(self._line.ending):
+            if each not in self._ending:
+                self._ending.add(each)
+                self._source.begin_end(each, timeout)
+            if self._source.is_ended(each):
+                self._line.ending.pop(each, None)
+                self._ending.discard(each)
+        return not self._line.ending
+
+    # On the keeper's thread.
+
+    def step(self) -> float:
+        """Do what is due, and return the seconds until something is."""
+        line = self._line
+        now = self._clock.now()
+        line.retire(self._max_idle)
+        out = self._report_leaks(now)
+        has_ended = self.end_given_up()
+        pause = self._grow(now)
+        with line.lock:
+            is_busy = bool(out or line.waiters or line.counters.entered != self._seen)
+            self._seen = line.counters.entered
+        self._quiet = 0 if is_busy else self._quiet + 1
+        if not has_ended:
+            return min(pause, SETTLING)
+        self.is_dozing = self._quiet > QUIET_TICKS
+        return min(pause, max(0.01, min(DOZE, self._max_idle / 4)) if self.is_dozing else self._tick())
+
+    def _tick(self) -> float:
+        return TICK if self._leak_after is None else min(TICK, max(0.01, self._leak_after / 4))
+
+    def _run(self) -> None:
+        while True:
+            try:
+                pause = self.step()
+            except Exception:  # a source or a log handler that fails must not end the upkeep
+                LOGGER.exception("the upkeep of a pool failed; it goes on")
+                pause = TICK
+            if self._line.is_closed:
+                if not self._line.entries and not self._line.ending and self._growing is None:
+                    return
+            elif self._pool() is None:
+                LOGGER.warning("a pool was forgotten without close(); it is closed now")
+                self._line.close()
+                continue
+            self._alarm.acquire(timeout=pause)
+
+    def _report_leaks(self, now: float) -> int:
+        """Report who holds a lease for too long; return how many are out."""
+        late: list[tuple[float, Frames]] = []
+        with self._line.lock:
+            out = self._line.audit()
+            for entry in self._line.entries:
+                held = now - entry.since
+                if self._leak_after is None or entry.owner is None or entry.is_reported or held < self._leak_after:
+                    continue
+                lease = entry.owner()
+                if lease is not None and entry.is_taken:
+                    entry.is_reported = True
+                    self._line.counters.leaks += 1
+                    late.append((held, lease._frames))
+                del lease
+        for held, frames in late:
+            LOGGER.warning("a lease is out for %.0f s; it was checked out here:\n%s", held, shown(frames))
+        return out
+
+    def _grow(self, now: float) -> float:
+        """Have one entry made if somebody needs it; return the seconds until the next may be."""
+        if self._growing is not None:
+            return DOZE
+        if self._line.is_flapping:  # what opens and dies at once is no success
+            self._line.is_flapping = False
+            if self._grow_at <= now:
+                self._grow_at = now + (self._pauses.next() or 0.0)
+        if self._line.is_refused:  # the next try would get the same answer, so somebody has to ask for it
+            return DOZE
+        if now < self._grow_at:
+            return self._grow_at - now
+        entry = self._line.reserve()
+        if entry is None:
+            return DOZE
+        self._growing = entry
+        if not self._hand_over(lambda: self._make(entry)):
+            self._growing = None
+            self._line.fail(entry, RuntimeError("no thread can be started"), is_final=True)
+        return DOZE
+
+    def _hand_over(self, task: Callable[[], None]) -> bool:
+        return self._maker.put(task)
+
+    def _make(self, entry: Entry[T]) -> None:
+        """Fill *entry*; on the maker's thread."""
+        try:
+            thing = self._source.new()
+            if self._line.attach(entry, thing):
+                self._source.open(thing)
+                if self._configure is not None:
+                    self._run_configure(self._configure, thing)
+        except BaseException as exc:  # noqa: BLE001 - SystemExit too: the place must be free again
+            kind = classify(exc).kind
+            is_final = kind in (Kind.REFUSED, Kind.OUR_BUG)
+            pause = 0.0 if is_final else self._pauses.next(busy=kind is Kind.BUSY) or 0.0
+            LOGGER.info("no new pool entry: %s", describe(exc))
+            self._grow_at = self._clock.now() + pause
+            self._line.fail(entry, exc, is_final=is_final)
+        else:
+            self._pauses.opened()
+            self._line.fill(entry)
+        finally:
+            self._growing = None
+            self.wake()
+
+    def _run_configure(self, configure: Callable[[T], object], thing: T) -> None:
+        try:
+            configure(thing)
+        except LabkitError:
+            raise
+        except Exception as exc:
+            raise ConfigurationError(f"configure failed: {describe(exc)}", field="configure") from exc
