@@ -295,6 +295,7 @@ def test_pikas_own_thread_safe_connection_serves_many_threads(settings, view):
         deadline = time.monotonic() + 10
         while channel.queue_declare(queue, passive=True).method.message_count < 8:
             assert time.monotonic() < deadline
+    connection._connection.ioloop.close()  # Pika 1.5.0rc1 leaves its waker's two sockets to the garbage collector
     assert timeline.names() == ["ConnectAttempted", "ConnectionOpened", "ConnectionClosed"]
 
 
