@@ -1,19 +1,14 @@
 """The broker tests and the notebooks on every RabbitMQ version and backend, each in a clean clone of this checkout."""
 
-import os
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.soak.measured import write_table
+from tests.soak.runs import run_tests
 from tests.soak.versions import ROOT, VERSIONS, Version, why_not
-
-RUN_TIMEOUT = 1500  # seconds for one stage on one version
-CLOSING = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?)")
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
@@ -29,25 +24,6 @@ def table():
 def clone(tmp_path) -> Path:
     subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "labkit"], check=True, timeout=60)
     return tmp_path / "labkit"
-
-
-def run_tests(clone: Path, what: str, arguments: list[str], **environment: str) -> tuple[dict[str, int], float, str]:
-    """Run pytest in *clone* and return its counts, the seconds it took, and the end of what it printed.
-
-    The output goes to a file beside the clone as it comes, so that a long run can be watched.
-    """
-    began = time.monotonic()
-    log = clone.parent / f"{what}.log"
-    with log.open("w") as output:
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-            cwd=clone, env={**os.environ, "PYTHONPATH": str(clone), "LABKIT_REQUIRE": "", **environment},
-            stdout=output, stderr=subprocess.STDOUT, timeout=RUN_TIMEOUT, check=False,
-        )  # fmt: skip
-    printed = log.read_text(errors="replace")
-    closing = printed.strip().splitlines()[-1] if printed.strip() else ""
-    counts = {word: int(number) for number, word in CLOSING.findall(closing)}
-    return counts, time.monotonic() - began, printed[-8000:]
 
 
 def record(table, version: Version, backend: str, what: str, arguments: list[str], clone: Path, **environment: str):
