@@ -154,7 +154,11 @@ class HandOff(Generic[T]):
                 if entry.waiter is not None and entry.waiter.flag.locked():
                     entry.waiter.flag.release()  # again: the first time may have been cut off
                 continue
-            self.counters.recovered += 1
+            if entry.is_taken and not is_forgotten:  # its borrower is giving it back at this moment
+                self.counters.use_seconds += self.now() - entry.since
+                entry.since = self.now()
+            else:
+                self.counters.recovered += 1
             entry.owner = None
             if is_forgotten:
                 LOGGER.warning("a lease was forgotten without checkin(); what it lent is closed and replaced")

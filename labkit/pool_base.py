@@ -30,6 +30,8 @@ SIZE_MAX = 65535
 class Pool(Generic[T]):
     """The verbs of a pool, without what it lends. Thread-safe."""
 
+    _keeper_type: type[Keeper[Any]] = Keeper
+
     def __init__(
         self,
         source: Source[T],
@@ -83,7 +85,7 @@ class Pool(Generic[T]):
             now=self._clock.now,
             rng=self._rng,
         )
-        self._keeper: Keeper[T] = Keeper(
+        self._keeper: Keeper[T] = self._keeper_type(
             self._line,
             source,
             self,
@@ -286,7 +288,6 @@ class Pool(Generic[T]):
         except Exception as exc:  # noqa: BLE001 - as above
             line.last_error = exc
             is_broken = True
-        lease._held.clear()
         line.take_back(lease, is_broken=is_broken)
 
     def _wait_until_filled(self, timeout: float) -> None:

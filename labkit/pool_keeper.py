@@ -226,7 +226,9 @@ class Keeper(Generic[T]):
             self._line.fail(entry, exc, is_final=is_final)
         else:
             self._pauses.opened()
-            self._line.fill(entry)
+            if not self._line.fill(entry):
+                self._line.ending[thing] = None  # again: the first time it may not have been there to be closed
+                self._ending.discard(thing)
         finally:
             self._growing = None
             self.wake()

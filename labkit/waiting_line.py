@@ -3,6 +3,7 @@
 First come, first served. No Pika, no threads, no I/O; how it stands any interrupt is in ``labkit.hand_off``.
 """
 
+import logging
 from collections import deque
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from labkit.hand_off import Entry, HandOff, Waiter
 from labkit.lease import Lease
 from labkit.pool_stats import Counters, PoolStats
 
+LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 LIFETIME_JITTER = 0.05  # entries made together must not all end together
 
@@ -132,13 +134,16 @@ class WaitingLine(HandOff[T]):
             if entry is None or entry.owner is not lease._me:  # the audit was quicker, or the pool is closed
                 return
             now = self.now()
-            self.counters.use_seconds += now - entry.since
+            held, was_reported = now - entry.since, entry.is_reported
+            self.counters.use_seconds += held
             entry.since = now
             entry.owner = None
             if is_broken:
                 self.discard(entry)
             else:
                 self.offer(entry)
+        if was_reported:
+            LOGGER.warning("a lease that was out for too long came back after %.0f s", held)
 
     def drop(self, lease: Lease[T]) -> None:
         """Take back what an interrupted caller may have been granted; what it was given nobody has seen."""
@@ -172,8 +177,8 @@ class WaitingLine(HandOff[T]):
             entry.thing = thing
             return entry in self.entries
 
-    def fill(self, entry: Entry[T]) -> None:
-        """The entry was made: give it to who is next."""
+    def fill(self, entry: Entry[T]) -> bool:
+        """The entry was made: give it to who is next; False: the pool was closed meanwhile."""
         with self.lock:
             self.counters.created += 1
             self.last_error = None
@@ -181,9 +186,11 @@ class WaitingLine(HandOff[T]):
             entry.born = entry.since = self.now()
             entry.expires = entry.born + self.max_lifetime * self.rng.uniform(1 - LIFETIME_JITTER, 1.0)
             entry.is_ready = True
-            if entry in self.entries:  # not closed meanwhile
+            is_wanted = entry in self.entries
+            if is_wanted:
                 self.offer(entry)
             self.tell_watchers()
+            return is_wanted
 
     def fail(self, entry: Entry[T], error: BaseException, *, is_final: bool) -> None:
         """The entry could not be made, so its place is free; *is_final*: nor could another.

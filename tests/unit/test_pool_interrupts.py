@@ -1,0 +1,184 @@
+"""An interrupt at every single point of a checkout and a checkin where Python lets one in, one after the other.
+
+CPython looks for signals after a call, at the start of a function and on a jump backwards, and nowhere else. The
+tracer here raises KeyboardInterrupt at the n-th of those points, for n = 1, 2, 3 ... until the scenario runs through.
+"""
+
+import contextlib
+import dis
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import labkit
+from labkit.errors import LabkitError
+from tests.unit.still_pool import adds_up, still_pool, threaded_pool
+from tests.view import until
+
+PARTS = tuple(f"{labkit.__path__[0]}/{name}.py" for name in ("pool", "pool_base", "lease", "waiting_line", "hand_off"))
+SPLITS = {"RESUME", "CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD"}
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt in this thread at the *number*-th point where Python would look for a signal."""
+
+    def __init__(self, number):
+        self.left = number
+        self._after = {}  # by frame: whether the instruction before was one after which Python looks
+
+    def __enter__(self):
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    @property
+    def has_struck(self):
+        return self.left <= 0
+
+    def _trace(self, frame, event, argument):
+        if frame.f_code.co_filename not in PARTS:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            looks = self._after.get(frame, False)
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            self._after[frame] = name in SPLITS
+            if looks:
+                self.left -= 1
+                if self.left == 0:
+                    self._after.clear()
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+        elif event == "return":
+            self._after.pop(frame, None)
+        return self._trace
+
+
+def points(scenario, *, at_least):
+    """Run *scenario* with an interrupt at each point; yield what it left behind, with the traceback kept."""
+    with InterruptAt(sys.maxsize):  # Python 3.12 reports the steps of a function from its second traced call on
+        scenario(still_pool(max_size=2, min_size=2))
+    number = 0
+    while True:
+        number += 1
+        kept = None
+        pool = still_pool(max_size=2, min_size=2)
+        pool.open()
+        interrupt = InterruptAt(number)
+        try:
+            with interrupt:
+                scenario(pool)
+        except KeyboardInterrupt as exc:
+            kept = exc
+        yield pool, kept
+        if not interrupt.has_struck:
+            assert number > at_least, "the tracer saw too few points"
+            return
+
+
+def nothing_is_lost(pool):
+    pool.clock.time += 60
+    pool.step()
+    stats = pool.get_stats()
+    assert (stats.size, stats.idle, stats.leased, stats.waiting) == (2, 2, 0, 0)
+    assert adds_up(stats)
+    first, second = pool.checkout(), pool.checkout()
+    assert first.connection is not second.connection
+    assert first.connection.is_open
+    assert second.connection.is_open
+
+
+def test_block_interrupted_anywhere_loses_nothing_while_its_traceback_is_kept():
+    def scenario(pool):
+        with pool.connection():
+            pass
+
+    for pool, kept in points(scenario, at_least=30):
+        nothing_is_lost(pool)
+        del kept
+
+
+def test_checkout_and_checkin_interrupted_anywhere_lose_nothing_once_the_lease_is_gone():
+    def scenario(pool):
+        lease = pool.checkout()
+        try:
+            pass
+        finally:
+            lease.checkin()
+
+    for pool, kept in points(scenario, at_least=30):
+        del kept  # the caller's own variable holds the lease if the interrupt came before checkin() began
+        nothing_is_lost(pool)
+
+
+def test_wait_in_the_line_interrupted_anywhere_leaves_the_line_whole():
+    def scenario(pool):
+        with pool.connection(), pool.connection(), contextlib.suppress(LabkitError):
+            pool.checkout(timeout=0)
+
+    for pool, kept in points(scenario, at_least=100):
+        nothing_is_lost(pool)
+        del kept
+
+
+def test_hand_over_interrupted_anywhere_still_reaches_who_waits():
+    number = 0
+    while True:
+        number += 1
+        pool = threaded_pool(max_size=1)
+        lease = pool.checkout()
+        got = threading.Event()
+
+        def wait(pool=pool, got=got):
+            with pool.connection(timeout=30):
+                got.set()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        until(lambda pool=pool: pool.get_stats().waiting == 1)
+        interrupt = InterruptAt(number)
+        try:
+            with interrupt:
+                lease.checkin()
+        except KeyboardInterrupt as exc:
+            kept = exc
+            if lease.is_out:  # it had not begun
+                lease.checkin()
+        pool._keeper.wake()  # it looks once a second by itself
+        assert got.wait(10), f"nobody was served after interrupt {number}"
+        thread.join(10)
+        until(lambda pool=pool: pool.get_stats().idle == 1)
+        assert adds_up(pool.get_stats())
+        pool.close()
+        kept = None
+        if not interrupt.has_struck:
+            break
+    assert kept is None
+    assert number > 10
+
+
+def test_real_interrupts_lose_nothing_and_disturb_nobody_else():
+    interrupted_in_a_process(count=100, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_thousand_real_interrupts_lose_nothing_and_disturb_nobody_else(seed):
+    interrupted_in_a_process(count=1000, seed=seed)
+
+
+def interrupted_in_a_process(count, seed):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.unit.interrupted_pool", str(count), str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=60 + count * 0.3,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{count} interrupts" in done.stdout
