@@ -6,12 +6,13 @@ is settled when what it waits for has ended, so nobody waits for an answer that 
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, Self
 
 import pika
 import pika.exceptions as px
-from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.asyncio_connection import AsyncioConnection, _AsyncioIOServicesAdapter
 
 from labkit.errors import ChannelLost, LabkitError, NotConnected, describe
 
@@ -42,7 +43,7 @@ class Link:
             on_open_callback=lambda _: settle(self._opened, None),
             on_open_error_callback=self._on_end,
             on_close_callback=self._on_end,
-            custom_ioloop=self.loop,
+            custom_ioloop=_IOServices(self.loop),
         )
 
     @classmethod
@@ -226,6 +227,18 @@ class LinkChannel:
             for promise in list(self._waiting):
                 if not promise.done():
                     promise.set_exception(self.lost("waiting for the broker"))
+
+
+class _IOServices(_AsyncioIOServicesAdapter):  # type: ignore[misc]
+    """Pika's use of an event loop, but for the address, which is known already.
+
+    Pika asks the loop for it, on a thread. Given up at the moment when the answer is there, Pika 1.4.4 goes on to
+    connect, after it has said that it has stopped, and nobody closes that socket.
+    """
+
+    def getaddrinfo(self, host: str, port: int, on_done: Callable[[Any], object], **_: object) -> asyncio.Handle:
+        records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return self._loop.call_soon(on_done, records)  # type: ignore[no-any-return]
 
 
 def settle(future: asyncio.Future[Any], result: Any) -> bool:
