@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from labkit.channel_core import Core, Request
 from labkit.delivery import Delivery
-from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded
+from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, OutcomeUnknown
 from labkit.frozen import FrozenMapping
 from labkit.link import Link
 from labkit.topology import Binding, Exchange, Message, Queue
@@ -52,9 +52,9 @@ class Channel:
     * ConfigurationError: a value that cannot be sent. The channel is well.
     """
 
-    def __init__(self, connection: "Connection", link: Link, *, timeout: float) -> None:
+    def __init__(self, connection: "Connection", link: Link, *, timeout: float, confirm: bool = False) -> None:
         self._connection = connection  # a channel in use keeps its connection alive
-        self._core = Core(link, self)
+        self._core = Core(link, self, confirm=confirm)
         self._request("opening a channel", Request(self._core.open), timeout)
 
     def __repr__(self) -> str:
@@ -195,6 +195,9 @@ class Channel:
     ) -> None:
         """Send *message*. It returns when the bytes are on their way: the broker has confirmed nothing.
 
+        On a ``connection.channel(confirm=True)`` it returns when the broker has taken the message. Threads that publish
+        at the same time wait at the same time.
+
         While the broker blocks this connection (an alarm), or does not read, it waits for *timeout* seconds; after
         DeadlineExceeded nothing was sent, and the channel is well.
 
@@ -204,6 +207,11 @@ class Channel:
             routing_key: Up to 255 bytes.
             mandatory: Have it returned (event MessageReturned) if no queue would receive it.
             timeout: Seconds.
+
+        Raises, with confirms:
+            PublishRejected: the broker did not take it.
+            Unroutable: it was mandatory, and no queue would receive it.
+            OutcomeUnknown: no answer: the channel was lost first, or the time was over, which costs the channel.
         """
         whole = Message.of(message)
         properties, body = whole.to_pika(), whole.body
@@ -214,9 +222,19 @@ class Channel:
 
         def send(request: Request) -> None:
             core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
-            request.settle()
+            if core.confirms is None:
+                request.settle()
+            else:
+                sent.append(core.confirms.expect(request.waiter, exchange, routing_key, whole))
 
-        self._request("publishing", Request(send, is_publish=True), timeout)
+        sent: list[int] = []
+        try:
+            self._request("publishing", Request(send, is_publish=True), timeout)
+        except (ChannelLost, DeadlineExceeded) as exc:
+            if not sent:
+                raise
+            text = f"the message was sent, and the broker's answer did not come: {exc}"
+            raise OutcomeUnknown(text, message_id=whole.message_id) from exc
 
     def get(self, queue: str, *, timeout: float = CALL_TIMEOUT) -> Delivery | None:
         """Take one message from *queue*, to be settled; None if it is empty."""

@@ -15,6 +15,7 @@ from typing import Any
 import pika
 import pika.exceptions as px
 
+from labkit.channel_confirms import Confirms
 from labkit.delivery import Delivery
 from labkit.errors import ChannelLost, ConfigurationError, LabkitError, describe
 from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled, MessageReturned
@@ -72,8 +73,10 @@ class _Consumer:
 class Core:
     """One Pika channel on one link. On the I/O thread only, but for ``is_open``, ``is_closed`` and ``reason``."""
 
-    def __init__(self, link: Link, facade: object) -> None:
+    def __init__(self, link: Link, facade: object, *, confirm: bool = False) -> None:
         self.link = link
+        self.confirms = Confirms() if confirm else None
+        self._has_delivered = False
         self._facade = weakref.ref(facade)
         self._unsettled = 0  # messages got here and not settled
         self.io = link.io
@@ -129,7 +132,10 @@ class Core:
             if not self.is_closed:
                 self.is_open = True
                 self.link.emit(ChannelOpened(number=self.number))
-            request.settle()
+            if self.confirms is None or self.is_closed:
+                request.settle()
+            else:
+                self.pika.confirm_delivery(self.confirms.answered, callback=request.settle)
 
         try:
             self.pika = connection.channel(on_open_callback=opened)
@@ -213,6 +219,15 @@ class Core:
                 self.pika.basic_reject(tag, requeue=requeue)
 
         self.io.call(send, timeout=timeout)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the next user would meet nothing of the last one's: no consumer, no message, no open call.
+
+        From any thread.
+        """
+        is_awaited = any(not each.waiter.is_settled for each in (*self._pending, *self._held))
+        return self.prefetch is None and not self._has_delivered and not is_awaited
 
     def lost(self, reason: BaseException | None = None) -> ChannelLost:
         """Return the error for using it after its end."""
@@ -302,6 +317,7 @@ class Core:
 
     def _delivery(self, queue: str, method: Any, properties: pika.BasicProperties, body: bytes) -> Delivery:
         self._unsettled += 1
+        self._has_delivered = True
         return Delivery(
             Message.received(properties, body),
             settler=self,
@@ -321,7 +337,9 @@ class Core:
         consumer.waiting[tag] = self._delivery(consumer.queue, method, properties, body)
         consumer.mailbox.put(lambda: _handle(consumer, tag))
 
-    def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, __: bytes) -> None:
+    def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        if self.confirms is not None:
+            self.confirms.returned(method, properties.message_id, body)
         self.link.emit(
             MessageReturned(
                 exchange=method.exchange,

@@ -189,8 +189,12 @@ class Connection:
         """Drop the socket without a word to the broker, which gives back what was unacknowledged."""
         self._end(self._life.begin_aborting, ABORT_TIMEOUT)
 
-    def channel(self, *, timeout: float = CHANNEL_TIMEOUT) -> Channel:
+    def channel(self, *, confirm: bool = False, timeout: float = CHANNEL_TIMEOUT) -> Channel:
         """Return a new channel.
+
+        Args:
+            confirm: Whether the broker confirms each publish on it, and ``publish()`` waits for that.
+            timeout: Seconds.
 
         Raises:
             NotConnected: it is not open; ``reason`` is what ended it.
@@ -202,7 +206,7 @@ class Connection:
         if link is None or not self.is_open:
             raise self._life.not_connected()
         try:
-            return Channel(self, link, timeout=timeout)
+            return Channel(self, link, timeout=timeout, confirm=confirm)
         finally:
             self._life.mailbox.flush(FLUSH_TIMEOUT)
 
