@@ -35,20 +35,19 @@ class ConnectionSource:
         self._links: weakref.WeakKeyDictionary[Connection, Link | None] = weakref.WeakKeyDictionary()
         self.lost: Callable[[], None] = lambda: None
 
-    def new(self) -> Connection:
-        """Return a new connection."""
+    def make(self, begun: Callable[[Connection], bool]) -> Connection:
+        """Return an open connection."""
         lost = self.lost
 
         def hear(event: Event) -> None:
             if isinstance(event, ConnectionLost):
                 lost()
 
-        return Connection(self._settings, backoff=self._backoff, listeners=[hear])
-
-    def open(self, thing: Connection) -> None:
-        """Connect."""
-        thing.open()
-        self._links[thing] = thing._life.link
+        connection = Connection(self._settings, backoff=self._backoff, listeners=[hear])
+        if begun(connection):
+            connection.open()
+            self._links[connection] = connection._life.link
+        return connection
 
     def is_usable(self, thing: Connection) -> bool:
         """Whether it is open; its watchdog keeps that honest."""

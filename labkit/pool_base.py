@@ -68,6 +68,7 @@ class Pool(Generic[T]):
         self._check, self._configure, self._leak_after = check, configure, leak_after
         self._backoff, self._clock = backoff, clock
         self._rng = random.Random()
+        self._in_child: Callable[[], None] = lambda: None  # what else is the parent's
         self._begin()
         _ALL.add(self)
 
@@ -317,6 +318,7 @@ class Pool(Generic[T]):
         line = self._line
         line.is_inherited = True
         _INHERITED.append((line, self._keeper))
+        self._in_child()
         self._begin()
         self._line.is_closed = line.is_closed
 

@@ -29,11 +29,11 @@ SETTLING = 0.1  # seconds between two looks at goodbyes that have not ended
 class Source(Protocol[T]):
     """Makes what a pool holds. Thread-safe."""
 
-    def new(self) -> T:
-        """Return a new thing, without any I/O."""
+    def make(self, begun: Callable[[T], bool]) -> T:
+        """Return a new thing, ready for use, or raise. It has its own deadline.
 
-    def open(self, thing: T) -> None:
-        """Make it usable; raises if that does not work. It has its own deadline."""
+        If there is something to be ended before it is ready, say so: ``begun(thing)``; False: it is not wanted.
+        """
 
     def is_usable(self, thing: T) -> bool:
         """Whether it lives. Cheap, no I/O, no lock."""
@@ -212,11 +212,9 @@ class Keeper(Generic[T]):
     def _make(self, entry: Entry[T]) -> None:
         """Fill *entry*; on the maker's thread."""
         try:
-            thing = self._source.new()
-            if self._line.attach(entry, thing):
-                self._source.open(thing)
-                if self._configure is not None:
-                    self._run_configure(self._configure, thing)
+            thing = self._source.make(lambda begun: self._line.attach(entry, begun))
+            if self._line.attach(entry, thing) and self._configure is not None:
+                self._run_configure(self._configure, thing)
         except BaseException as exc:  # noqa: BLE001 - SystemExit too: the place must be free again
             kind = classify(exc).kind
             is_final = kind in (Kind.REFUSED, Kind.OUR_BUG)

@@ -9,6 +9,7 @@ from typing import Self
 class Counters:
     """What a pool counts. Written under the pool's lock, and only ever upwards; ``pop_stats()`` starts new ones."""
 
+    peak: int = 0
     entered: int = 0  # checkouts that were begun
     granted: int = 0
     timeouts: int = 0
@@ -50,6 +51,7 @@ class PoolStats:
         lost: Entries that died while they were in the pool or lent.
         leaks: Leases that were reported for being out too long.
         recovered: Leases taken back by the pool itself: forgotten without ``checkin()``, or interrupted on their way.
+        peak: The most places that were taken at once: the high-water mark.
         wait_seconds: What the answered requests waited, together.
         use_seconds: What the leases given back had lasted, together.
     """
@@ -72,6 +74,7 @@ class PoolStats:
     lost: int = field(default=0, repr=False)
     leaks: int = field(default=0, repr=False)
     recovered: int = field(default=0, repr=False)
+    peak: int = field(default=0, repr=False)
     wait_seconds: float = field(default=0.0, repr=False)
     use_seconds: float = field(default=0.0, repr=False)
 

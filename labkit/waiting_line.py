@@ -169,6 +169,7 @@ class WaitingLine(HandOff[T]):
                 return None
             entry: Entry[T] = Entry(self.generation)
             self.entries[entry] = None
+            self.counters.peak = max(self.counters.peak, size + 1)
             return entry
 
     def attach(self, entry: Entry[T], thing: T) -> bool:
@@ -290,11 +291,12 @@ class WaitingLine(HandOff[T]):
                 lost=counted.lost,
                 leaks=counted.leaks,
                 recovered=counted.recovered,
+                peak=counted.peak,
                 wait_seconds=counted.wait_seconds,
                 use_seconds=counted.use_seconds,
             )
             if is_reset:
-                self.counters = Counters(entered=waiting)  # they are not answered yet
+                self.counters = Counters(entered=waiting, peak=len(self.entries))  # they are not answered yet
             return stats
 
     def _timeout(self, timeout: float) -> PoolTimeout:

@@ -31,16 +31,15 @@ class Things:
         self.error = None
         self.while_opening = lambda: None
 
-    def new(self):
+    def make(self, begun):
         thing = Thing(len(self.made) + 1)
         self.made.append(thing)
-        return thing
-
-    def open(self, thing):
+        begun(thing)
         self.while_opening()
         if self.error is not None:
             raise self.error
         thing.is_open = True
+        return thing
 
     def is_usable(self, thing):
         return thing.is_open
