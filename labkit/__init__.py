@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 from labkit import errors
 from labkit.aio import AsyncConnection
 from labkit.channel import Channel, QueueState
+from labkit.channel_pool import ChannelPool
 from labkit.connection import Connection, ConnectionStatus
 from labkit.delivery import Delivery
 from labkit.errors import (
@@ -62,7 +63,10 @@ from labkit.events import (
     Timeline,
 )
 from labkit.factory import ConnectionFactory
+from labkit.lease import Lease
 from labkit.lifecycle import State
+from labkit.pool import ConnectionPool
+from labkit.pool_stats import PoolStats
 from labkit.retry import Backoff, call_with_retry
 from labkit.settings import BrokerSettings, TlsSettings
 from labkit.sync import SyncConnection
@@ -84,6 +88,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelLost",
     "ChannelOpened",
+    "ChannelPool",
     "ClientCertificateRefused",
     "ConfigurationError",
     "ConnectAttempted",
@@ -95,6 +100,7 @@ __all__ = [
     "ConnectionGivenUp",
     "ConnectionLost",
     "ConnectionOpened",
+    "ConnectionPool",
     "ConnectionRecovered",
     "ConnectionStatus",
     "ConnectionUnblocked",
@@ -105,6 +111,7 @@ __all__ = [
     "Exchange",
     "FrameError",
     "LabkitError",
+    "Lease",
     "LeaseError",
     "Listener",
     "Message",
@@ -114,6 +121,7 @@ __all__ = [
     "NotTls",
     "OutcomeUnknown",
     "PoolClosed",
+    "PoolStats",
     "PoolTimeout",
     "PublishRejected",
     "Queue",
