@@ -312,8 +312,11 @@ class Lifecycle:
         self.reason = reason
         if self.state in (State.CONNECTING, State.WAITING):
             self._closed(clean=True)
-        else:
-            self.io.release(self)
+            return
+        self.io.release(self)
+        for wanted, waiter in list(self._watchers):  # no state has changed, but what they waited for is over
+            if wanted is State.OPEN:
+                waiter.settle(error=self.not_connected())
 
     def gave_up(self, way: Way, reason: BaseException) -> None:
         """Recovery ended before it began: a TLS file is gone, for example."""
@@ -385,6 +388,8 @@ class Lifecycle:
     def _can_reach(self, wanted: State) -> bool:
         """Whether *wanted* can come about without somebody calling open() again."""
         reachable = _RECOVERING if self._recovers else _PLAIN
+        if self.way is not None and wanted in _ALIVE:  # somebody opens it, whatever the state still says
+            return True
         return wanted is self.state or wanted in reachable[self.state]
 
 

@@ -18,6 +18,7 @@ from labkit import (
     ConnectionFactory,
     ConnectionLost,
     DeadlineExceeded,
+    LabkitError,
     NotConnected,
     State,
     Timeline,
@@ -95,6 +96,29 @@ def test_threads_that_open_at_once_share_one_link(settings):
         assert connection.is_open
         assert timeline.names().count("ConnectAttempted") == 1
         assert len(proxy.links) == 1
+        connection.close()
+
+
+def test_threads_that_open_a_closed_connection_at_once_all_have_it_open(settings):
+    connection = Connection(settings)
+    for _ in range(5):
+        connection.open()
+        connection.close()
+        together, errors = threading.Barrier(8), []
+
+        def open_it(together=together, errors=errors):
+            together.wait(10)
+            try:
+                connection.open()
+            except LabkitError as exc:
+                errors.append(exc)
+
+        threads = [threading.Thread(target=open_it) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert errors == []
         connection.close()
 
 

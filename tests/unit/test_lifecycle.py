@@ -250,6 +250,36 @@ def test_an_interrupted_opening_is_a_close_and_can_begin_again():
     assert bench.life.state is State.OPEN
 
 
+@pytest.mark.parametrize("end", ["close", "fail"])
+def test_what_is_being_opened_again_can_be_waited_for_before_its_first_attempt(end):
+    bench = Bench()
+    bench.connect()
+    if end == "close":
+        bench.life.begin_closing(5.0)
+        bench.life.link.goodbye(True)
+    else:
+        bench.life.link_lost(bench.life.link, px.StreamLostError("gone"))
+    bench.life.begin_opening(Way())
+    with pytest.raises(DeadlineExceeded):  # it may come: no attempt has been reported yet
+        bench.life.wait_for(State.OPEN, 0)
+
+
+@pytest.mark.parametrize("was_closed", [False, True])
+def test_who_waits_for_an_attempt_that_ends_before_it_begins_hears_why(was_closed):
+    bench = Bench()
+    if was_closed:
+        bench.connect()
+        bench.life.begin_closing(5.0)
+        bench.life.link.goodbye(True)
+    way, waiter = Way(), Waiter()
+    bench.life.begin_opening(way)
+    bench.life._watchers.append((State.OPEN, waiter))
+    bench.life.left(way, OSError("no such TLS file"))
+    assert waiter.wait(0)
+    with pytest.raises(NotConnected, match="no such TLS file"):
+        waiter.result()
+
+
 def test_a_recovery_that_cannot_begin_fails():
     bench = Bench(recovers=True)
     bench.life.link_lost(bench.connect(), LOSS)
