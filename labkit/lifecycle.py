@@ -325,7 +325,7 @@ class Lifecycle:
 
     def begin_closing(self, timeout: float) -> None:
         """Say goodbye, if there is a link; drop it after *timeout* seconds."""
-        if self.state in (State.CLOSING, State.CLOSED):
+        if self.way is None and self.state in (State.CLOSING, State.CLOSED):
             return
         link = self._leave()
         if link is None:
@@ -335,7 +335,7 @@ class Lifecycle:
 
     def begin_aborting(self) -> None:
         """Drop the link; also one whose goodbye is awaited."""
-        if self.state is State.CLOSED:
+        if self.way is None and self.state is State.CLOSED:
             return
         link = self._leave()
         self._closed(clean=link is None)

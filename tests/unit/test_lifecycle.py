@@ -280,6 +280,23 @@ def test_who_waits_for_an_attempt_that_ends_before_it_begins_hears_why(was_close
         waiter.result()
 
 
+@pytest.mark.parametrize("verb", ["close", "abort"])
+def test_closing_ends_an_opening_that_follows_a_close_and_has_not_reported_yet(verb):
+    bench = Bench()
+    bench.connect()
+    bench.life.begin_closing(5.0)
+    bench.life.link.goodbye(True)
+    way = Way()
+    bench.life.begin_opening(way)
+    if verb == "close":
+        bench.life.begin_closing(5.0)
+    else:
+        bench.life.begin_aborting()
+    assert way.stop.is_set()
+    assert bench.last() == ("ConnectionClosed", State.CLOSED)
+    assert not bench.life.io.hosted
+
+
 def test_a_recovery_that_cannot_begin_fails():
     bench = Bench(recovers=True)
     bench.life.link_lost(bench.connect(), LOSS)
