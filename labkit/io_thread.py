@@ -138,13 +138,14 @@ class Loop:
         except BaseException:
             LOGGER.exception("the crashed loop crashed again while it closed its sockets")
 
-    def run_next(self) -> None:
-        """Run the oldest task; there is none if the loop crashed and its successor has taken them."""
-        try:
-            task = self.tasks.popleft()
-        except IndexError:
-            return
-        _contain(task)
+    def run_tasks(self) -> None:
+        """Run what was handed over so far: also a task whose thread was interrupted before it could say so."""
+        for _ in range(len(self.tasks)):
+            try:
+                task = self.tasks.popleft()
+            except IndexError:  # the loop crashed, and its successor has taken them
+                return
+            _contain(task)
 
     def _tick(self) -> None:
         if self.has_ended:
@@ -154,6 +155,7 @@ class Loop:
         is_late = self.lag > TICK
         for each in list(self.hosted):
             each.tick(now, is_late)
+        self.run_tasks()
         self._idle_ticks = 0 if self.hosted or self.tasks else self._idle_ticks + 1
         if self._idle_ticks >= IDLE_TICKS and self._owner.may_end(self):
             self.ioloop.stop()
@@ -276,7 +278,7 @@ class IoThread:
 
     def _hand_over(self, loop: Loop, function: Callable[[], object]) -> None:
         loop.tasks.append(function)
-        loop.ioloop.add_callback_threadsafe(loop.run_next)
+        loop.ioloop.add_callback_threadsafe(loop.run_tasks)
 
     def may_end(self, loop: Loop) -> bool:
         """Whether *loop* has nothing left to do; if so, it gets nothing any more."""

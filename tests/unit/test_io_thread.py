@@ -77,6 +77,21 @@ def test_a_call_that_gets_no_turn_in_time_is_not_made_later(io):
     assert done == []
 
 
+def test_an_interrupt_in_the_middle_of_a_hand_over_delays_no_later_function(io, monkeypatch):
+    io.call(lambda: None, timeout=10)
+    done = threading.Event()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io._loop.ioloop, "add_callback_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            io.post(done.set)
+    assert io.call(lambda: "its turn", timeout=2) == "its turn"
+    assert done.wait(2)
+
+
 def test_a_posted_function_that_raises_leaves_the_loop_running(io):
     io.post(lambda: 1 / 0)
     assert io.call(lambda: 7, timeout=10) == 7
