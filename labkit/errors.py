@@ -9,6 +9,7 @@ LabkitError
 ├── NotConnected, ChannelLost  what you held is gone; `reason` is what closed it (ConnectionLost is the event)
 ├── PoolClosed, PoolTimeout, TooManyWaiting, LeaseError    PoolTimeout is also a TimeoutError
 ├── PublishRejected, Unroutable, OutcomeUnknown    what became of a message
+│   └── MessageRefused        a PublishRejected that stays so: the broker closed the channel over the message
 ├── DeadlineExceeded          an operation's own time ran out (also a TimeoutError)
 ├── FrameError                the byte stream is not AMQP 0-9-1
 ├── RpcTimeout, RemoteError   no reply in time; the endpoint raised (type name and text)
@@ -43,6 +44,7 @@ __all__ = [
     "Kind",
     "LabkitError",
     "LeaseError",
+    "MessageRefused",
     "MissingExtra",
     "NotConnected",
     "NotTls",
@@ -240,6 +242,20 @@ class PublishRejected(LabkitError):
     """The broker said no to a message (``Basic.Nack``); it may accept it later."""
 
     kind = Kind.BUSY
+
+
+class MessageRefused(PublishRejected):
+    """The broker closed the channel over a message: too large, no permission (403), a property that cannot be (406).
+
+    Attributes:
+        reason: Pika's ``ChannelClosedByBroker``, with the broker's own words.
+    """
+
+    kind = Kind.REFUSED
+
+    def __init__(self, message: str, *, reason: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Unroutable(LabkitError):
