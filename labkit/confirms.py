@@ -1,0 +1,258 @@
+"""What became of each message: a future for its publisher, and a ledger that says which answer is whose.
+
+No I/O, no Pika, no threads of its own: the order of the broker's answers is where the bugs hide, and here every order
+can be tried without a broker.
+
+Reference: RabbitMQ, "Consumer Acknowledgements and Publisher Confirms"; AMQP 0-9-1, section 1.8.3 (basic.return).
+"""
+
+import enum
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from labkit.errors import DeadlineExceeded, describe
+
+STAMP = "x-labkit-publish-id"  # the header by which a returned message is known again
+GRACE = 1.0  # seconds after a message's own deadline in which the I/O thread says what became of it
+
+
+class Outcome(enum.Enum):
+    """What became of a message."""
+
+    CONFIRMED = "confirmed"
+    REJECTED = "rejected"
+    RETURNED = "returned"
+    UNKNOWN = "unknown"
+    NOT_SENT = "not sent"
+
+    def __repr__(self) -> str:
+        return f"Outcome.{self.name}"
+
+
+class Confirmation:
+    """The future of one published message. Any thread may wait for it, more than once.
+
+    Attributes:
+        message_id: The message's id, the same in every copy that is sent; None if it has none.
+        exchange: Where it was published; "" is the default exchange.
+        routing_key: With which key.
+    """
+
+    __slots__ = ("_error", "_flag", "_keeps", "_outcome", "ends", "exchange", "message_id", "routing_key")
+
+    def __init__(
+        self, *, exchange: str, routing_key: str, ends: float, message_id: str | None = None, keeps: object = None
+    ) -> None:
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.message_id = message_id
+        self.ends = ends  # on the monotonic clock
+        self._keeps = keeps  # who sends it, so that a forgotten publisher sends to the end
+        self._outcome: Outcome | None = None
+        self._error: BaseException | None = None
+        self._flag = threading.Lock()
+        self._flag.acquire()
+
+    def __repr__(self) -> str:
+        return f"Confirmation({'pending' if self._outcome is None else self._outcome.value})"
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What became of it; None: not known yet."""
+        return self._outcome
+
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is settled. It never changes after that."""
+        return self._outcome is not None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What :meth:`result` would raise; None while it is pending, and when it is confirmed."""
+        return self._error
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is settled; False if it is not within *timeout* seconds."""
+        if self._outcome is None and self._flag.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX)):
+            self._flag.release()
+        return self._outcome is not None
+
+    def result(self, timeout: float | None = None) -> None:
+        """Return when the broker has confirmed the message: it is where it is to be, on disk if it is persistent.
+
+        Args:
+            timeout: Seconds to wait; None: as long as the message's own deadline.
+
+        Raises:
+            PublishRejected: the broker said no, until the deadline. MessageRefused: it will always say no.
+            Unroutable: no queue would have received it, or there is no such exchange (``reply_code`` 404).
+            OutcomeUnknown: it was sent, and the deadline, or the connection, ended before there was an answer: it may
+                be there, or not.
+            ConfigurationError: it cannot be sent (a key too long, a header that AMQP has no type for).
+            NotConnected: the connection ended before it was sent: it is not there.
+            DeadlineExceeded: it was not sent by its deadline; or *timeout* seconds went by, and :attr:`done` is False.
+        """
+        seconds = self.ends - time.monotonic() + GRACE if timeout is None else timeout
+        if not self.wait(seconds):
+            raise DeadlineExceeded(f"no answer of the broker within {max(0.0, seconds):.1f} s", deadline=timeout)
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+
+    def settle(self, outcome: Outcome, error: BaseException | None = None) -> bool:
+        """Say what became of it; False if that was said before. The I/O thread's, once it was handed over."""
+        if self._outcome is not None:
+            return False
+        self._error = error
+        self._keeps = None
+        self._outcome = outcome
+        self._flag.release()
+        return True
+
+
+class Pending:
+    """A message on its way, with what is needed to send it again.
+
+    Attributes:
+        number: Its stamp: different for every message of one publisher.
+        sends: How often it was written to a link.
+        nacks: How often the broker said no.
+        is_doubtful: A link ended while a copy was on its way: that copy may have arrived.
+        is_in_flight: A copy is on its way on the present channel.
+        returned: The broker's reply code and text if the copy in flight came back.
+    """
+
+    __slots__ = (
+        "body",
+        "confirmation",
+        "is_doubtful",
+        "is_in_flight",
+        "mandatory",
+        "nacks",
+        "number",
+        "properties",
+        "returned",
+        "sends",
+        "size",
+    )
+
+    def __init__(
+        self, number: int, confirmation: Confirmation, *, body: bytes, properties: Any, mandatory: bool = True
+    ) -> None:
+        self.number = number
+        self.confirmation = confirmation
+        self.body = body
+        self.properties = properties
+        self.mandatory = mandatory
+        self.size = len(body)
+        self.sends = 0
+        self.nacks = 0
+        self.is_doubtful = False
+        self.is_in_flight = False
+        self.returned: tuple[int, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Pending({self.number}, {self.confirmation!r})"
+
+    def drop_body(self) -> None:
+        """It will not be sent again, but its answer may still come: keep little of it."""
+        self.body, self.properties = b"", None
+
+
+class ConfirmLedger:
+    """Pair the broker's answers with what was sent on one channel. For one thread.
+
+    The broker numbers the publishes of a channel from 1, beginning with the first after ``Confirm.Select``; so does
+    this. It must hear of each publish that was written, of none that was not, and of each channel's end.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[int, Pending] = OrderedDict()  # what the broker has not answered, oldest first
+        self._stamped: dict[object, Pending] = {}  # the same, by stamp
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Pending]:
+        return iter(self._open.values())
+
+    def __repr__(self) -> str:
+        return f"ConfirmLedger({len(self._open)} on their way)"
+
+    def started(self) -> list[Pending]:
+        """Begin a new channel; return what the old one left unanswered, oldest first. Those are in doubt now."""
+        again = list(self._open.values())
+        self._open.clear()
+        self._stamped.clear()
+        self._next = 1
+        for each in again:
+            each.is_in_flight, each.is_doubtful = False, True
+        return again
+
+    def sent(self, pending: Pending) -> int:
+        """Count a publish that was written (and not one that could not be encoded); return its number."""
+        tag = self._next
+        self._open[tag] = pending
+        self._stamped[pending.number] = pending
+        self._next += 1
+        pending.sends += 1
+        pending.is_in_flight, pending.returned = True, None
+        return tag
+
+    def settled(self, tag: int, multiple: bool) -> list[Pending]:
+        """Return those that an answer is for, oldest first: each once, and none for an answer that comes again.
+
+        Args:
+            tag: The number in the answer; with *multiple*, 0 means all.
+            multiple: Whether the answer is for all up to that number.
+        """
+        done: list[Pending] = []
+        if not multiple:
+            if tag in self._open:
+                done.append(self._open.pop(tag))
+        else:
+            while self._open and (tag == 0 or next(iter(self._open)) <= tag):
+                done.append(self._open.popitem(last=False)[1])
+        for each in done:
+            each.is_in_flight = False
+            del self._stamped[each.number]
+        return done
+
+    def returned(
+        self,
+        reply: tuple[int, str],
+        *,
+        stamp: object,
+        exchange: str,
+        routing_key: str,
+        message_id: str | None,
+        body: bytes,
+    ) -> Pending | None:
+        """Note that a message came back; its confirm is still to come. Return which, None if none fits.
+
+        A return carries no number. With a stamp it is known by that. Without, it is the oldest that equals it in all
+        that is given here and has not come back: messages that equal one another in all that are the same to a reader.
+        """
+        if stamp is not None:
+            found = self._stamped.get(stamp)
+        else:
+            wanted = (exchange, routing_key, message_id, body)
+            found = next(
+                (each for each in self._open.values() if each.returned is None and _facts(each) == wanted), None
+            )
+        if found is not None:
+            found.returned = reply
+        return found
+
+
+def _facts(pending: Pending) -> tuple[str, str, str | None, bytes]:
+    sent = pending.confirmation
+    return sent.exchange, sent.routing_key, sent.message_id, pending.body
+
+
+def because(reason: BaseException | None) -> str:
+    """Return ``": "`` and what *reason* says, or nothing."""
+    return "" if reason is None else f": {describe(reason)}"

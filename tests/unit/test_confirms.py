@@ -1,0 +1,148 @@
+"""Each message is settled once, whatever the order of the broker's answers; no broker is needed for that."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit import DeadlineExceeded, OutcomeUnknown, Unroutable
+from labkit.confirms import Confirmation, ConfirmLedger, Outcome, Pending
+
+
+def pending(number, *, body=b"body", routing_key="work", message_id=None, mandatory=True):
+    confirmation = Confirmation(exchange="", routing_key=routing_key, ends=0.0, message_id=message_id)
+    return Pending(number, confirmation, body=body, properties=None, mandatory=mandatory)
+
+
+def back(ledger, stamp=None, *, body=b"body", routing_key="work", message_id=None):
+    facts = {"exchange": "", "routing_key": routing_key, "message_id": message_id, "body": body}
+    return ledger.returned((312, "NO_ROUTE"), stamp=stamp, **facts)
+
+
+class Broker:
+    """What the protocol lets a broker do: number the publishes of a channel, and answer each once."""
+
+    def __init__(self):
+        self.unanswered = {}
+        self.count = 0
+
+    def receive(self, number):
+        self.count += 1
+        self.unanswered[self.count] = number
+
+    def answer(self, tag, multiple):
+        tags = [each for each in self.unanswered if each == tag or (multiple and (each < tag or tag == 0))]
+        return [self.unanswered.pop(each) for each in sorted(tags)]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.just(("send",)),
+        st.tuples(st.just("answer"), st.integers(0, 40), st.booleans()),
+        st.tuples(st.just("return"), st.integers(0, 40)),
+        st.just(("new channel",)),
+    ),
+    max_size=120,
+)
+
+
+@given(STEPS)
+def test_any_order_of_answers_settles_each_message_exactly_once(steps):
+    ledger, broker = ConfirmLedger(), Broker()
+    all_of_them, settled, came_back = {}, [], set()
+    for step in steps:
+        if step[0] == "send":
+            one = all_of_them[len(all_of_them)] = pending(len(all_of_them))
+            assert ledger.sent(one) == broker.count + 1
+            broker.receive(one.number)
+        elif step[0] == "answer":
+            told = broker.answer(*step[1:])
+            assert [each.number for each in ledger.settled(*step[1:])] == told
+            settled += told
+        elif step[0] == "return":
+            found = back(ledger, stamp=step[1])
+            assert (found is not None) == (step[1] in broker.unanswered.values())
+            came_back |= {found.number} if found else set()
+        else:
+            broker = Broker()
+            again = ledger.started()
+            assert [each.number for each in again] == sorted(each.number for each in again)
+            for each in again:
+                assert each.is_doubtful
+                ledger.sent(each)
+                broker.receive(each.number)
+            came_back -= {each.number for each in again}
+    settled += [each.number for each in ledger.settled(0, True)]
+    assert sorted(settled) == list(all_of_them)
+    assert len(ledger) == 0
+    assert {number for number, each in all_of_them.items() if each.returned} == came_back
+
+
+def test_an_answer_that_comes_twice_settles_nothing_more():
+    ledger = ConfirmLedger()
+    for number in range(3):
+        ledger.sent(pending(number))
+    assert [each.number for each in ledger.settled(2, True)] == [0, 1]
+    assert ledger.settled(2, True) == ledger.settled(1, False) == ledger.settled(99, False) == []
+    assert len(ledger) == 1
+
+
+def test_a_return_without_a_stamp_is_the_oldest_equal_message_that_did_not_come_back():
+    ledger = ConfirmLedger()
+    for number, (body, key) in enumerate([(b"a", "x"), (b"b", "x"), (b"a", "x"), (b"a", "y")]):
+        ledger.sent(pending(number, body=body, routing_key=key))
+    assert back(ledger, body=b"a", routing_key="x").number == 0
+    assert back(ledger, body=b"a", routing_key="x").number == 2
+    assert back(ledger, body=b"a", routing_key="x") is None
+    assert back(ledger, body=b"a", routing_key="y").number == 3
+    assert back(ledger, body=b"b", routing_key="x", message_id="another") is None
+
+
+def test_what_came_back_on_the_old_channel_is_not_returned_on_the_new_one():
+    ledger = ConfirmLedger()
+    one = pending(7)
+    ledger.sent(one)
+    back(ledger, stamp=7)
+    ledger.started()
+    assert ledger.sent(one) == 1
+    assert one.returned is None
+
+
+def test_the_first_outcome_counts():
+    one = pending(1).confirmation
+    assert (one.done, one.outcome, repr(one)) == (False, None, "Confirmation(pending)")
+    assert one.settle(Outcome.CONFIRMED)
+    assert not one.settle(Outcome.UNKNOWN, OutcomeUnknown("too late"))
+    assert (one.done, one.outcome, one.error) == (True, Outcome.CONFIRMED, None)
+    one.result()
+
+
+def test_result_raises_the_same_error_each_time():
+    one = pending(1).confirmation
+    one.settle(Outcome.RETURNED, Unroutable("no queue for it", routing_key="work"))
+    for _ in range(2):
+        with pytest.raises(Unroutable, match="no queue for it"):
+            one.result(timeout=0)
+
+
+def test_result_of_a_pending_message_ends_with_its_time():
+    one = pending(1).confirmation
+    with pytest.raises(DeadlineExceeded):
+        one.result(timeout=0.01)
+    assert not one.done
+
+
+def test_every_thread_that_waits_is_woken():
+    one = pending(1).confirmation
+    woken = []
+    threads = [threading.Thread(target=lambda: woken.append(one.wait(30))) for _ in range(4)]
+    for each in threads:
+        each.start()
+    started = time.monotonic()
+    one.settle(Outcome.CONFIRMED)
+    for each in threads:
+        each.join(10)
+    assert woken == [True] * 4
+    assert time.monotonic() - started < 10
