@@ -1,0 +1,437 @@
+"""The side of a ``Publisher`` that lives on the I/O thread: its confirm channel, what is on its way, what goes again.
+
+It is a role of a recovering connection. It holds neither the ``Publisher`` nor the ``Connection``, so that both can be
+collected when they are forgotten.
+"""
+
+import logging
+import random
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+import pika
+import pika.exceptions as px
+
+from labkit.channel_core import UNSENT_PAUSE
+from labkit.confirm_channel import ConfirmChannel, Done
+from labkit.confirms import STAMP, ConfirmLedger, Outcome, Pending, because
+from labkit.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    MessageRefused,
+    NotConnected,
+    OutcomeUnknown,
+    PublishRejected,
+    Unroutable,
+    classify,
+    describe,
+)
+from labkit.io_thread import Timer, Waiter
+from labkit.lifecycle import Lifecycle
+from labkit.link import Link
+from labkit.retry import Backoff
+from labkit.window import Window
+
+LOGGER = logging.getLogger(__name__)
+FRAME_MAX = 131072  # bytes; RabbitMQ's default
+REOPEN_PAUSE = 0.5  # seconds before another channel is opened, when the broker has trouble of its own
+LEAST_PAUSE = 0.01  # seconds between two looks at the deadlines
+NACK_PAUSES = Backoff(initial=0.05, maximum=1.0)
+NOT_FOUND, ACCESS_REFUSED = 404, 403  # AMQP 0-9-1, section 1.2 (Constants): the broker's text names the exchange
+
+
+class PublisherCore:
+    """What is to be sent, what was sent, and what became of it. A :class:`labkit.lifecycle.Role`.
+
+    On the I/O thread only, but for :attr:`window`, :attr:`inbox` and :meth:`wake`.
+    """
+
+    def __init__(
+        self, life: Lifecycle, facade: object, *, max_in_flight: int, max_bytes: int, rng: random.Random
+    ) -> None:
+        self.life = life
+        self.inbox: deque[Pending] = deque()  # let in, and not yet taken over here
+        self.window = Window(max_in_flight, max_bytes, admit=self.inbox.append, obstacle=self.obstacle)
+        self.replayed = 0
+        self._facade = weakref.ref(facade)
+        self._rng = rng
+        self._channel: ConfirmChannel | None = None
+        self._ledger = ConfirmLedger()
+        self._queue: deque[Pending] = deque()  # to be sent, in this order
+        self._resting: set[Pending] = set()  # refused by the broker; sent again after a pause
+        self._suspects: set[Pending] = set()  # one of them made the broker close the channel
+        self._alone: Pending | None = None  # the suspect that is on its way
+        self._waiters: list[Waiter] = []
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
+        self._is_awake = False
+        self._is_looking = False
+
+    # From any thread.
+
+    def obstacle(self) -> str | None:
+        """Say why nothing can be sent now; None: it can."""
+        channel = self._channel
+        if channel is None or not channel.is_ready:
+            return f"the connection is {self.life.state.value}{because(self.life.reason)}"
+        if channel.link.is_blocked:
+            return "the broker takes no publishes (an alarm)"
+        return None
+
+    @property
+    def frame_max(self) -> int:
+        """How many bytes one frame may have on the present link."""
+        channel = self._channel
+        connection = None if channel is None else channel.link.connection
+        return FRAME_MAX if connection is None else int(connection.params.frame_max or FRAME_MAX)
+
+    def wake(self) -> None:
+        """Have the I/O thread take what was let in."""
+        if not self._is_awake:
+            self._is_awake = True
+            try:
+                self.life.io.post(self._drain)
+            except NotConnected:  # the interpreter is ending: no thread can be started
+                self._is_awake = False
+                raise
+
+    # What the lifecycle tells.
+
+    def restore(self, link: Link, done: Done) -> None:
+        """Open a confirm channel on *link*, and send again what is in doubt."""
+        self.window.refuse(None)
+        self._open(link, done)
+
+    def lost(self, reason: BaseException) -> None:
+        """Go on watching the deadlines; on another loop, if the old one has crashed."""
+        del reason
+        self._timer = None
+        self._look_at_deadlines()
+
+    def ended(self, reason: BaseException | None) -> None:
+        """Settle everything: nothing will be sent any more."""
+        self.window.refuse(self.life.not_connected)
+        self._give_up_all(reason)
+        waiters, self._waiters = self._waiters, []
+        for each in waiters:
+            each.settle(error=self.life.not_connected())
+
+    def ensure(self, link: Link | None) -> None:
+        """Be restored on *link*, unless that is done or under way: it may have opened while this was being added."""
+        if link is not None and link.is_open and (self._channel is None or self._channel.link is not link):
+            self.restore(link, lambda _: None)
+
+    def when_ready(self, waiter: Waiter) -> None:
+        """Settle *waiter* as soon as something can be sent."""
+        if self._channel is not None and self._channel.is_ready:
+            waiter.settle()
+        else:
+            self._waiters.append(waiter)
+
+    def stop(self, waiter: Waiter) -> None:
+        """End for good: settle everything, leave the connection, close the channel; then settle *waiter*."""
+        if self in self.life.roles:
+            self.life.roles.remove(self)
+        self.window.refuse(lambda: NotConnected("the publisher is closed"))
+        self._give_up_all(None)
+        channel, self._channel = self._channel, None
+        if channel is None:
+            waiter.settle()
+        else:
+            channel.close(waiter)
+
+    # What the channel tells.
+
+    def ready(self, channel: ConfirmChannel, done: Done | None) -> None:
+        """Confirms are on: send what waits."""
+        if channel is not self._channel:
+            channel.close()
+            return
+        self._queue.extend(self._resting)
+        self._resting.clear()
+        again = sum(1 for each in self._queue if each.is_doubtful and not each.confirmation.done)
+        self.replayed += again
+        self.pump()
+        waiters, self._waiters = self._waiters, []
+        for each in waiters:
+            each.settle()
+        self.window.wake()
+        if done is not None:
+            done(again)
+
+    def channel_ended(self, channel: ConfirmChannel, reason: BaseException | None) -> None:
+        """The channel is gone: what was not answered is in doubt, and goes again."""
+        if channel is not self._channel:
+            return
+        self._channel = None
+        again = self._ledger.started()
+        self._alone = None
+        self._queue.extendleft(each for each in reversed(again) if not each.confirmation.done)
+        if not isinstance(reason, px.ChannelClosed) or not channel.link.is_open:
+            return  # the connection will find another link, or say that there is none
+        if classify(reason).is_retryable or not again:  # the broker's own trouble, not a message's
+            self.life.io.call_later(REOPEN_PAUSE, lambda: self._reopen(channel.link))
+        else:
+            self._blame(again, reason)
+            self._reopen(channel.link)
+
+    def answered(self, tag: int, multiple: bool, is_nack: bool) -> None:
+        """The broker confirms, or refuses, one message or all up to one."""
+        done: list[Pending] = []
+        for each in self._ledger.settled(tag, multiple):
+            if each is self._alone:
+                self._alone = None
+            self._suspects.discard(each)
+            if each.confirmation.done:
+                continue  # its time was over before
+            if each.returned is not None:
+                self._say_returned(each, *each.returned)
+                done.append(each)
+            elif not is_nack:
+                each.confirmation.settle(Outcome.CONFIRMED)
+                done.append(each)
+            elif self._will_rest(each):
+                self._rest(each)
+            else:
+                self._say_rejected(each)
+                done.append(each)
+        if done:
+            self.window.leave(done)
+        if self._queue:
+            self.pump()
+
+    def returned(self, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        """The broker could not route a message; its confirm follows."""
+        self._ledger.returned(
+            (int(method.reply_code), str(method.reply_text)),
+            stamp=(properties.headers or {}).get(STAMP),
+            exchange=method.exchange,
+            routing_key=method.routing_key,
+            message_id=properties.message_id,
+            body=body,
+        )
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
+        channel = self._channel
+        if channel is None or not channel.is_ready:
+            return
+        while self._queue:
+            pending = self._queue[0]
+            if pending.confirmation.done:
+                self._queue.popleft()
+                continue
+            if not channel.may_publish:
+                self._look_again()
+                break
+            if self._suspects and self._must_wait(pending):
+                break
+            self._queue.popleft()
+            if not self._send(channel, pending):
+                break
+        self.window.wake()
+
+    def tick(self) -> None:
+        """Four times a second: take over what an interrupt left in the inbox; end if nobody can use this any more."""
+        if self.inbox:
+            self._drain()
+        if self._facade() is None and not len(self.window):
+            self.stop(Waiter())
+
+    def _drain(self) -> None:
+        self._is_awake = False  # before it looks: who comes later wakes it again
+        while self.inbox:
+            pending = self.inbox.popleft()
+            self._queue.append(pending)
+            self._watch(pending.confirmation.ends)
+        self.pump()
+
+    def _open(self, link: Link, done: Done) -> None:
+        if self._channel is not None:
+            self._channel.close()  # what it had on its way is in doubt now
+        channel = self._channel = ConfirmChannel(link, self, done)
+        try:
+            channel.open()
+        except Exception:
+            self._channel = None
+            channel.is_closed = True
+            raise
+
+    def _reopen(self, link: Link) -> None:
+        """Open another channel on the same link."""
+        if self._channel is not None or not link.is_open or self not in self.life.roles:
+            return
+        try:
+            self._open(link, lambda _: None)
+        except px.AMQPError as exc:  # no free channel, for example; or the link is just ending
+            LOGGER.warning("no channel to publish on: %s", describe(exc))
+            self.life.io.call_later(REOPEN_PAUSE, lambda: self._reopen(link))
+
+    def _send(self, channel: ConfirmChannel, pending: Pending) -> bool:
+        """Write one message; False if the channel is ending."""
+        sent = pending.confirmation
+        try:
+            channel.pika.basic_publish(
+                sent.exchange, sent.routing_key, pending.body, pending.properties, pending.mandatory
+            )
+        except (px.ConnectionWrongStateError, px.ChannelWrongStateError):
+            self._queue.appendleft(pending)
+            return False
+        except Exception as exc:  # noqa: BLE001 - Pika encodes first: nothing was written, and nothing is counted
+            problem = ConfigurationError(f"this cannot be sent: {describe(exc)}")
+            problem.__cause__ = exc
+            sent.settle(Outcome.NOT_SENT, problem)
+            self.window.leave([pending])
+            return True
+        self._ledger.sent(pending)
+        if pending in self._suspects:
+            self._alone = pending
+        return True
+
+    def _must_wait(self, pending: Pending) -> bool:
+        """Whether *pending* has to wait, so that a suspect is on its way alone."""
+        if self._alone is not None and not self._alone.confirmation.done:
+            return True
+        return pending in self._suspects and any(not each.confirmation.done for each in self._ledger)
+
+    def _blame(self, again: list[Pending], reason: px.ChannelClosed) -> None:
+        """Find the message over which the broker closed the channel; if it may be one of several, try each alone."""
+        suspects = again
+        if reason.reply_code in (NOT_FOUND, ACCESS_REFUSED):
+            text = str(reason.reply_text)
+            named = [each for each in again if f"'{each.confirmation.exchange or 'amq.default'}'" in text]
+            suspects = named or again
+        if len(suspects) != 1:
+            self._suspects = {each for each in suspects if not each.confirmation.done}
+            return
+        self._suspects.clear()
+        culprit = suspects[0]
+        sent = culprit.confirmation
+        if reason.reply_code == NOT_FOUND:
+            error: Exception = Unroutable(
+                f"there is no exchange {sent.exchange!r}: {describe(reason)}",
+                exchange=sent.exchange,
+                routing_key=sent.routing_key,
+                reply_code=NOT_FOUND,
+            )
+            outcome = Outcome.RETURNED
+        else:
+            error = MessageRefused(f"the broker closed the channel over it: {describe(reason)}", reason=reason)
+            outcome = Outcome.REJECTED
+        error.__cause__ = reason
+        sent.settle(outcome, error)
+        self.window.leave([culprit])
+
+    def _say_returned(self, pending: Pending, code: int, text: str) -> None:
+        sent = pending.confirmation
+        doubt = "; a copy sent before the link was lost may have arrived" if pending.is_doubtful else ""
+        where = f"exchange {sent.exchange!r}" if sent.exchange else "the default exchange"
+        error = Unroutable(
+            f"no queue for it: {where}, routing key {sent.routing_key!r} ({code} {text}){doubt}",
+            exchange=sent.exchange,
+            routing_key=sent.routing_key,
+            reply_code=code,
+        )
+        sent.settle(Outcome.RETURNED, error)
+
+    def _say_rejected(self, pending: Pending) -> None:
+        sent = pending.confirmation
+        times = "once" if pending.nacks == 1 else f"{pending.nacks} times"
+        if pending.is_doubtful:
+            text = f"the broker refused it {times}; a copy sent before the link was lost may have arrived"
+            sent.settle(Outcome.UNKNOWN, OutcomeUnknown(text, message_id=sent.message_id))
+        else:
+            text = f"the broker refused it {times} (nack): exchange {sent.exchange!r}, routing key {sent.routing_key!r}"
+            sent.settle(Outcome.REJECTED, PublishRejected(text))
+
+    def _will_rest(self, pending: Pending) -> bool:
+        """Whether there is time for another try."""
+        pending.nacks += 1
+        return pending.confirmation.ends > time.monotonic() + NACK_PAUSES.initial
+
+    def _rest(self, pending: Pending) -> None:
+        left = pending.confirmation.ends - time.monotonic()
+        pause = min(NACK_PAUSES.delay(pending.nacks - 1, self._rng), max(0.0, left - NACK_PAUSES.initial))
+        self._resting.add(pending)
+
+        def rested() -> None:
+            if pending in self._resting:
+                self._resting.discard(pending)
+                self._queue.append(pending)
+                self.pump()
+
+        self.life.io.call_later(pause, rested)
+
+    def _look_again(self) -> None:
+        """An alarm's end is told; that the socket takes bytes again is not."""
+        if self._is_looking:
+            return
+        self._is_looking = True
+
+        def look() -> None:
+            self._is_looking = False
+            self.pump()
+
+        self.life.io.call_later(UNSENT_PAUSE, look)
+
+    # Deadlines. One timer for the earliest: a timer a message would outlive most messages.
+
+    def _watch(self, ends: float) -> None:
+        if self._timer is not None:
+            if self._timer_at <= ends:
+                return
+            self._timer.cancel()
+        now = time.monotonic()
+        self._timer_at = max(ends, now + LEAST_PAUSE)
+        self._timer = self.life.io.call_later(self._timer_at - now, self._look_at_deadlines)
+
+    def _look_at_deadlines(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        inside = self.window.inside()
+        over = [each for each in inside if each.confirmation.ends <= now]
+        for each in over:
+            self._say_late(each)
+        if over:
+            self.window.leave(over)
+            self.pump()
+        nearest = min((each.confirmation.ends for each in inside if not each.confirmation.done), default=None)
+        if nearest is not None:
+            self._watch(nearest)
+
+    def _say_late(self, pending: Pending) -> None:
+        sent = pending.confirmation
+        self._resting.discard(pending)
+        if pending.is_in_flight or pending.is_doubtful:
+            text = "it was sent, and the broker has not answered by its deadline: it may be there, or not"
+            sent.settle(Outcome.UNKNOWN, OutcomeUnknown(text + self._why(), message_id=sent.message_id))
+        elif pending.nacks:
+            self._say_rejected(pending)
+        else:
+            sent.settle(Outcome.NOT_SENT, DeadlineExceeded(f"not sent by its deadline{self._why()}"))
+        self._suspects.discard(pending)
+        pending.drop_body()
+
+    def _why(self) -> str:
+        obstacle = self.obstacle()
+        return "" if obstacle is None else f" ({obstacle})"
+
+    def _give_up_all(self, reason: BaseException | None) -> None:
+        inside = self.window.inside()
+        for each in inside:
+            sent = each.confirmation
+            why = because(reason) if reason is not None else ": it was closed by this side"
+            if each.is_in_flight or each.is_doubtful:
+                text = f"the connection ended before the broker answered{why}; it may be there, or not"
+                sent.settle(Outcome.UNKNOWN, OutcomeUnknown(text, message_id=sent.message_id))
+            elif each.nacks:
+                self._say_rejected(each)
+            else:
+                sent.settle(Outcome.NOT_SENT, NotConnected(f"not sent: the connection ended{why}", reason=reason))
+            each.drop_body()
+        for pile in (self.inbox, self._queue, self._resting, self._suspects):
+            pile.clear()
+        self._alone = None
+        self.window.leave(inside)
