@@ -12,6 +12,7 @@ from labkit import errors
 from labkit.aio import AsyncConnection
 from labkit.channel import Channel, QueueState
 from labkit.channel_pool import ChannelPool
+from labkit.confirms import Confirmation, Outcome
 from labkit.connection import Connection, ConnectionStatus
 from labkit.delivery import Delivery
 from labkit.errors import (
@@ -68,6 +69,7 @@ from labkit.lease import Lease
 from labkit.lifecycle import State
 from labkit.pool import ConnectionPool
 from labkit.pool_stats import PoolStats
+from labkit.publisher import Publisher
 from labkit.retry import Backoff, call_with_retry
 from labkit.settings import BrokerSettings, TlsSettings
 from labkit.sync import SyncConnection
@@ -92,6 +94,7 @@ __all__ = [
     "ChannelPool",
     "ClientCertificateRefused",
     "ConfigurationError",
+    "Confirmation",
     "ConnectAttempted",
     "ConnectError",
     "Connection",
@@ -121,11 +124,13 @@ __all__ = [
     "MissingExtra",
     "NotConnected",
     "NotTls",
+    "Outcome",
     "OutcomeUnknown",
     "PoolClosed",
     "PoolStats",
     "PoolTimeout",
     "PublishRejected",
+    "Publisher",
     "Queue",
     "QueueState",
     "RemoteError",
