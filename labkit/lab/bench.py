@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -20,6 +21,8 @@ from labkit.settings import BrokerSettings
 
 if TYPE_CHECKING:
     from labkit.lab.boards.fault_panel_view import FaultPanelView
+    from labkit.lab.boards.pool_gauge import Measured
+    from labkit.lab.boards.pool_gauge_view import PoolGaugeView
     from labkit.lab.boards.state_board_view import StateBoardView
 
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
@@ -52,6 +55,7 @@ class Lab:
         self._proxies: list[Proxy] = []
         self._panels: dict[Proxy, FaultPanelView] = {}  # one a proxy: a cell that runs again shows the same state
         self._state_board: StateBoardView | None = None
+        self._gauges: weakref.WeakKeyDictionary[Measured, PoolGaugeView] = weakref.WeakKeyDictionary()
         self._exits = contextlib.ExitStack()
         _silence_pika()
         self._exercises = Exercises(id)
@@ -97,7 +101,11 @@ class Lab:
     def board(self, what: Literal["faults"] = "faults") -> "FaultPanelView": ...
     @overload
     def board(self, what: Literal["states"]) -> "StateBoardView": ...
-    def board(self, what: str = "faults") -> "FaultPanelView | StateBoardView":
+    @overload
+    def board(self, what: Literal["pool"], pool: "Measured") -> "PoolGaugeView": ...
+    def board(
+        self, what: str = "faults", pool: "Measured | None" = None
+    ) -> "FaultPanelView | StateBoardView | PoolGaugeView":
         """A live view, the same one each time.
 
         ``"faults"``: buttons and sliders that break the newest open proxy of this lab, or a new one: one panel a proxy.
@@ -105,14 +113,19 @@ class Lab:
 
         ``"states"``: the states and events of every connection that has ``lab.timeline`` among its listeners.
 
+        ``"pool"``: what of *pool* is in use, idle and waited for: one gauge a pool. Its ``gauge`` takes looks:
+        ``lab.board("pool", pool).gauge.look("three are out")``.
+
         Raises:
-            ConfigurationError: there is no such board.
+            ConfigurationError: there is no such board, or no pool to measure.
         """
         if what == "faults":
             return self._fault_panel()
         if what == "states":
             return self._states()
-        raise ConfigurationError(f"board: 'faults' or 'states', not {what!r}", field="board", value=what)
+        if what == "pool":
+            return self._pool_gauge(pool)
+        raise ConfigurationError(f"board: 'faults', 'states' or 'pool', not {what!r}", field="board", value=what)
 
     def states(self, since: int = 0) -> StateTimeline:
         """What ``lab.timeline`` has recorded since that ``lab.timeline.mark()``, as states: a picture and its text."""
@@ -138,6 +151,19 @@ class Lab:
         if self._state_board is None:
             self._state_board = StateBoardView(StateBoard(self.timeline))
         return self._state_board
+
+    def _pool_gauge(self, pool: "Measured | None") -> "PoolGaugeView":
+        from labkit.lab.boards.pool_gauge import PoolGauge
+        from labkit.lab.boards.pool_gauge_view import PoolGaugeView
+
+        if pool is None or not callable(getattr(pool, "get_stats", None)):
+            raise ConfigurationError(
+                f"pool: a {type(pool).__name__} has no get_stats(); allowed: board('pool', pool)", field="pool"
+            )
+        if pool not in self._gauges:
+            self._gauges[pool] = PoolGaugeView(PoolGauge(pool))
+            self._gauges[pool].gauge.follow()
+        return self._gauges[pool]
 
     def doctor(self) -> doctor.Report:
         """What is installed and what answers; its text names no version, so that it is the same everywhere."""
@@ -216,7 +242,9 @@ class Lab:
         steps.append(self._exits.close)
         if self._state_board is not None:
             steps.append(self._state_board.board.stop)  # last: it shows how the connections ended
+        steps += [view.gauge.stop for view in self._gauges.values()]
         self._proxies, self._panels, self._state_board = [], {}, None
+        self._gauges = weakref.WeakKeyDictionary()
         for step in steps:
             with contextlib.suppress(LabkitError):  # each step is tried: a broker that is gone must not keep the rest
                 step()
