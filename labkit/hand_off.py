@@ -137,7 +137,6 @@ class HandOff(Generic[T]):
     def audit(self) -> int:
         """Recompute who holds what. Return how many leases are out."""
         self.idle = [each for each in self.idle if each.owner is None and each in self.entries]
-        out = 0
         for entry in list(self.entries):
             if not entry.is_ready:
                 continue
@@ -150,7 +149,6 @@ class HandOff(Generic[T]):
             is_forgotten = lease is None and entry.is_taken  # its borrower may still be using what it lent
             lease = None  # a traceback may keep this frame
             if is_out:
-                out += 1
                 if entry.waiter is not None and entry.waiter.flag.locked():
                     entry.waiter.flag.release()  # again: the first time may have been cut off
                 continue
@@ -166,7 +164,7 @@ class HandOff(Generic[T]):
             else:
                 self.offer(entry)
         self.serve()
-        return out
+        return sum(1 for each in self.entries if each.owner is not None)
 
     def count_waiting(self) -> int:
         """Return how many are in the line."""

@@ -78,7 +78,10 @@ class StillKeeper(Keeper):
                 self._is_working = False
 
     def _hand_over(self, task):
-        task()
+        # A thread of its own: the traceback of an error in there must not hold the borrower's frames.
+        thread = threading.Thread(target=task)
+        thread.start()
+        thread.join()
         return True
 
 

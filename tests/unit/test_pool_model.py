@@ -8,7 +8,7 @@ never more than allowed, and every request gets one answer.
 import gc
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -71,7 +71,7 @@ class PoolMachine(RuleBasedStateMachine):
             line.drop(lease)
             return multiple()
         if waiter is None:
-            assert not self.line, "somebody was overtaken by a newcomer"
+            assert all(each.lease._entry is not None for each in self.line), "somebody was overtaken by a newcomer"
             if self.checks:
                 line.confirm(lease)
             self.got(lease)
@@ -85,26 +85,29 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.step()
         granted = [each for each in self.line if each.lease._entry is not None]
         assert self.line[: len(granted)] == granted, "somebody was overtaken in the line"
-        for each in granted:
-            assert not each.waiter.is_waiting()
-            assert each.waiter.flag.acquire(blocking=False), "granted, and not told"
-            self.pool._line.claim(each.lease, each.waiter, waited=0.0, timeout=0.0, is_final=not self.checks)
-            if self.checks:
-                self.pool._line.confirm(each.lease)
-            self.got(each.lease)
-        self.line = self.line[len(granted) :]
-        return multiple(*[each.lease for each in granted])
+        return multiple(*[self.take(each) for each in granted])
 
-    @rule(target=leases, data=st.data())
-    def fail_the_check(self, data):
+    def take(self, each):
+        assert not each.waiter.is_waiting()
+        assert each.waiter.flag.acquire(blocking=False), "granted, and not told"
+        self.pool._line.claim(each.lease, each.waiter, waited=0.0, timeout=0.0, is_final=not self.checks)
+        if self.checks:
+            self.pool._line.confirm(each.lease)
+        self.got(each.lease)
+        self.line.remove(each)
+        return each.lease
+
+    @rule(target=leases)
+    def fail_the_check(self):
         """The first in the line gets something that does not pass, and is first in the line again."""
         granted = [each for each in self.line if each.lease._entry is not None]
         if not self.checks or not granted:
-            return self.serve()
-        first = granted[0]
+            return multiple()
+        first, *others = granted
+        taken = [self.take(each) for each in others]  # they were granted theirs before
         self.pool._line.claim(first.lease, first.waiter, waited=0.0, timeout=0.0, is_final=False)
         first.waiter = self.pool._line.refuse(first.lease, ValueError("bad"))
-        return self.serve()
+        return multiple(*taken)
 
     @rule(data=st.data())
     def give_up(self, data):
@@ -225,7 +228,12 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=300, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=200,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    phases=[Phase.generate],
 )
 TestPool = PoolMachine.TestCase
 TestPool.settings = QUICK
