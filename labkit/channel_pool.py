@@ -89,6 +89,10 @@ class ChannelSource:
         """Whether it only published, declared and deleted, and waits for no answer."""
         return thing._core.is_clean
 
+    def has_lost_link(self, thing: Channel) -> bool:
+        """Whether its connection is gone: a 404 or 406 is no reason to make the next channel later."""
+        return not thing._core.link.is_open
+
     def begin_end(self, thing: Channel, timeout: float) -> None:  # noqa: ARG002 - its connection ends it, at the latest
         """Close it without waiting for the broker's answer."""
         core = thing._core

@@ -88,6 +88,7 @@ class HandOff(Generic[T]):
     Args:
         is_usable: Whether a thing still lives. Called under the lock: it must be cheap and do no I/O.
         is_clean: Whether another borrower may have it. Likewise.
+        has_lost_link: Whether a thing that died was lost with its link: the next one may be, too. Likewise.
         now: The time, in seconds.
         rng: Where jitter comes from.
 
@@ -109,6 +110,7 @@ class HandOff(Generic[T]):
         max_lifetime: float,
         is_usable: Callable[[T], bool],
         is_clean: Callable[[T], bool],
+        has_lost_link: Callable[[T], bool],
         now: Callable[[], float],
         rng: random.Random,
     ) -> None:
@@ -130,6 +132,7 @@ class HandOff(Generic[T]):
         self.numbers = 0
         self._is_usable = is_usable
         self._is_clean = is_clean
+        self._has_lost_link = has_lost_link
         self.wake: Callable[[], None] = lambda: None
         self.now = now
         self.rng = rng
@@ -253,9 +256,9 @@ class HandOff(Generic[T]):
         if is_dead is None:
             is_dead = thing is not None and not self._is_usable(thing)
         is_young = self.now() - entry.born < YOUNG
-        if is_dead and entry.generation != GIVEN_UP:
+        if is_dead and thing is not None and entry.generation != GIVEN_UP:
+            self.is_flapping = self.is_flapping or (is_young and self._has_lost_link(thing))
             self.counters.lost += 1
-            self.is_flapping = self.is_flapping or is_young
         entry.generation = GIVEN_UP
         if thing is not None:
             self.ending[thing] = None

@@ -57,6 +57,10 @@ class ConnectionSource:
         """Whether another borrower may have it: what the last one left are channels of its own."""
         return True
 
+    def has_lost_link(self, thing: Connection) -> bool:
+        """Whether nobody here closed it."""
+        return thing.state is State.FAILED
+
     def begin_end(self, thing: Connection, timeout: float) -> None:
         """Say goodbye; the socket is dropped if the broker does not answer in time."""
         life = thing._life

@@ -83,6 +83,7 @@ class Pool(Generic[T]):
             max_lifetime=self._max_lifetime,
             is_usable=source.is_usable,
             is_clean=source.is_clean,
+            has_lost_link=source.has_lost_link,
             now=self._clock.now,
             rng=self._rng,
         )

@@ -41,6 +41,9 @@ class Source(Protocol[T]):
     def is_clean(self, thing: T) -> bool:
         """Whether another borrower may have it."""
 
+    def has_lost_link(self, thing: T) -> bool:
+        """Whether what died was lost with its link, and not closed by a borrower or for a borrower's mistake."""
+
     def begin_end(self, thing: T, timeout: float) -> None:
         """Begin to close it, also one that is being opened, and return at once. Twice is fine."""
 

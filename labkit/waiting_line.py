@@ -117,7 +117,8 @@ class WaitingLine(HandOff[T]):
             lease._thing = lease._entry = None
             if entry is not None:
                 entry.owner = None
-                self.discard(entry, is_dead=True)  # one that is made anew and fails again must not be made in haste
+                self.discard(entry, is_dead=True)
+                self.is_flapping = True  # what is made anew, and fails again, must not be made in haste
             self.serve()
             if self.is_closed:
                 waiter.error = closed_error()
