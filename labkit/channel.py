@@ -13,6 +13,7 @@ from labkit.channel_core import Core, Request
 from labkit.delivery import Delivery
 from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, OutcomeUnknown
 from labkit.frozen import FrozenMapping
+from labkit.io_thread import CLAIMED_MAX
 from labkit.link import Link
 from labkit.topology import Binding, Exchange, Message, Queue
 from labkit.validation import checked_name, checked_number
@@ -221,11 +222,14 @@ class Channel:
         core = self._core  # not self: a request may outlive the channel's user
 
         def send(request: Request) -> None:
+            if not request.waiter.claim():
+                return
             core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
             if core.confirms is None:
                 request.settle()
             else:
                 sent.append(core.confirms.expect(request.waiter, exchange, routing_key, whole))
+                request.waiter.release()
 
         sent: list[int] = []
         try:
@@ -292,11 +296,10 @@ class Channel:
             core.io.post(lambda: core.begin(request))
             in_time = request.waiter.wait(timeout)
         except BaseException:
-            request.waiter.is_abandoned = True
+            request.waiter.abandon()
             core.io.post(lambda: core.give_up(request, KeyboardInterrupt(f"{what} was interrupted")))
             raise
-        if not in_time:
-            request.waiter.is_abandoned = True
+        if not in_time and (request.waiter.abandon() or not request.waiter.wait(CLAIMED_MAX)):
             late = DeadlineExceeded(f"{what}: no answer within {timeout:g} s", deadline=timeout)
             core.io.post(lambda: core.give_up(request, late))
             raise late

@@ -112,14 +112,17 @@ class Core:
         self._start(request)
 
     def give_up(self, request: Request, reason: BaseException) -> None:
-        """Its caller waits no more: if it was sent and is not answered, the channel cannot be trusted any more."""
+        """Its caller waits no more: if it was sent and the answer not taken, the channel cannot be trusted any more."""
         asked = [each for _, each in self._gets][1:]  # these wait for the first one's answer
         if request in self._held:
             self._held.remove(request)
         elif request in asked:
             self._gets = deque(each for each in self._gets if each[1] is not request)
             self._pending.discard(request)
-        elif request in self._pending and not request.waiter.is_settled:
+        elif request.waiter.is_settled:  # interrupted just then; a message that it got would never be settled
+            if not request.is_publish:
+                self._end(reason)
+        elif request in self._pending:
             self._end(reason)
 
     def open(self, request: Request) -> None:

@@ -21,6 +21,7 @@ LOGGER = logging.getLogger(__name__)
 THREAD_NAME = "labkit-io"
 TICK = 0.25  # seconds between two looks at the clock and at every connection's byte counter
 IDLE_TICKS = 8  # ticks without a connection or a task after which the thread ends
+CLAIMED_MAX = 0.5  # seconds for what had begun as its caller's time ended; it takes microseconds
 DISPOSAL = 0.5  # seconds that a crashed loop gets to close its sockets
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Waiter:
     The wait is a lock's, in C: an interrupt (Ctrl-C) ends it and leaves nothing half-done.
     """
 
-    __slots__ = ("_error", "_flag", "_guard", "_value", "is_abandoned", "is_settled")
+    __slots__ = ("_error", "_flag", "_guard", "_value", "is_abandoned", "is_claimed", "is_settled")
 
     def __init__(self) -> None:
         self._flag = threading.Lock()
@@ -55,11 +56,29 @@ class Waiter:
         self._error: BaseException | None = None
         self.is_settled = False
         self.is_abandoned = False  # nobody waits any more: what has not begun need not begin
+        self.is_claimed = False
+
+    def claim(self) -> bool:
+        """Begin what cannot be taken back, and settle it at once; False: nobody waits any more, so do not begin."""
+        with self._guard:
+            self.is_claimed = not (self.is_abandoned or self.is_settled)
+            return self.is_claimed
+
+    def release(self) -> None:
+        """What was claimed has been done, and its answer comes later: the caller may give up on that."""
+        with self._guard:
+            self.is_claimed = False
+
+    def abandon(self) -> bool:
+        """Wait no more, and have no answer any more; False if there is one, or will be at once."""
+        with self._guard:
+            self.is_abandoned = not (self.is_claimed or self.is_settled)
+            return self.is_abandoned
 
     def settle(self, value: Any = None, error: BaseException | None = None) -> bool:
-        """Give the answer, and wake who waits; False if there was one already."""
+        """Give the answer, and wake who waits; False if there was one already, or nobody waits any more."""
         with self._guard:
-            if self.is_settled:
+            if self.is_settled or self.is_abandoned:
                 return False
             self._value, self._error, self.is_settled = value, error, True
         self._flag.release()
@@ -216,7 +235,7 @@ class IoThread:
             loop.waiters.add(waiter)
             self._hand_over(loop, lambda: _answer(loop, waiter, function))
         try:
-            if not waiter.wait(timeout):
+            if not waiter.wait(timeout) and (waiter.abandon() or not waiter.wait(CLAIMED_MAX)):
                 raise DeadlineExceeded(
                     f"no turn on the I/O thread within {timeout:g} s; it is {self.lag:.1f} s behind", deadline=timeout
                 )
@@ -318,7 +337,7 @@ def _contain(function: Callable[[], object]) -> None:
 
 
 def _answer(loop: Loop, waiter: Waiter, function: Callable[[], object]) -> None:
-    if waiter.is_abandoned or waiter.is_settled:
+    if not waiter.claim():
         return
     try:
         waiter.settle(function())

@@ -1,5 +1,7 @@
 """A channel from any thread: every call ends, what closed it is kept, and a value that cannot be sent costs nothing."""
 
+import contextlib
+import random
 import threading
 import time
 
@@ -313,6 +315,22 @@ def test_a_publish_waits_while_nobody_reads_and_sends_nothing_after_its_deadline
             assert 8 <= sent < 60
         assert channel.is_open
         until(lambda: channel.declare(Queue("work"), passive=True).messages == sent)
+
+
+def test_a_publish_or_ack_whose_deadline_passes_as_its_turn_comes_is_sent_or_late_and_never_both(channel):
+    rng, sent = random.Random(20), 0
+    for _ in range(1000):
+        with contextlib.suppress(DeadlineExceeded):
+            channel.publish("x", routing_key="work", timeout=rng.uniform(0.00001, 0.0006))
+            sent += 1
+    assert sent
+    assert channel.declare(Queue("work"), passive=True).messages == sent
+    for _ in range(min(sent, 300)):
+        delivery = fetch(channel)
+        while not delivery.is_settled:
+            with contextlib.suppress(DeadlineExceeded):
+                delivery.ack(timeout=rng.uniform(0.00001, 0.0006))
+    channel.declare(Queue("work"), passive=True)  # an ack that was sent twice has closed the channel by now
 
 
 def test_more_channels_than_agreed_are_refused_and_the_connection_lives(settings):

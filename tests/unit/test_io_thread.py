@@ -226,3 +226,23 @@ def test_the_first_answer_counts():
     assert not waiter.settle(error=ValueError("late"))
     assert waiter.wait(0)
     assert waiter.result() == 1
+
+
+def test_an_answer_that_comes_after_the_caller_gave_up_is_nobody_s():
+    waiter = Waiter()
+    assert waiter.abandon()
+    assert not waiter.claim()
+    assert not waiter.settle(1)
+
+
+def test_what_was_begun_or_answered_cannot_be_given_up_any_more():
+    begun, answered = Waiter(), Waiter()
+    assert begun.claim()
+    assert not begun.abandon()
+    assert begun.settle(1)
+    assert answered.settle(1)
+    assert not answered.abandon()
+
+
+def test_a_function_that_has_its_turn_as_the_time_ends_is_answered_and_not_late(io):
+    assert io.call(lambda: time.sleep(0.2) or "done", timeout=0.05) == "done"
