@@ -376,7 +376,7 @@ def _handle(consumer: _Consumer, tag: int) -> None:
         return
     try:
         consumer.handler(delivery)
-    except Exception:
+    except BaseException:  # sys.exit() too: a message kept here would hold up its consumer for ever
         LOGGER.exception("the handler for %r failed", consumer.queue)
         if not delivery.is_settled:
             try:

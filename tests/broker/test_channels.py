@@ -221,12 +221,13 @@ def test_no_more_than_the_prefetch_waits_here_and_a_cancel_gives_it_back(connect
     assert not begun.acquire(timeout=0.2)
 
 
-def test_a_handler_that_raises_has_its_message_put_back_once_and_then_refused(channel):
+@pytest.mark.parametrize("error", [ValueError("bad message"), SystemExit(1)])
+def test_a_handler_that_raises_has_its_message_put_back_once_and_then_refused(channel, error):
     seen = []
 
     def handler(delivery):
         seen.append(delivery.redelivered)
-        raise ValueError("bad message")
+        raise error
 
     channel.consume("work", handler)
     channel.publish("poison", routing_key="work")
