@@ -90,6 +90,7 @@ class Way:
         self.link: Link | None = None
         self.opened: ConnectionOpened | None = None
         self.replayed = 0
+        self.restored: list[Role] = []  # on that link, or being restored
 
     def abort(self, reason: str) -> None:
         """End it: no further attempt, and the running one fails now."""
@@ -184,6 +185,10 @@ class Lifecycle:
             waiter.settle(error=told if isinstance(told, BaseException) else None)
 
         begin_restoring(role, link, done)
+
+    def missing(self, way: Way) -> list[Role]:
+        """Return the roles that *way* has yet to restore."""
+        return [each for each in self.roles if each not in way.restored]
 
     # What the I/O thread and the link tell.
 
@@ -300,6 +305,8 @@ class Lifecycle:
                 connection=self._name,
             )
             self._set(State.OPEN, recovered)
+        for role in self.missing(way):  # added in the moment between the others' restoring and now
+            begin_restoring(role, link, lambda told: link.retire(told) if isinstance(told, Exception) else None)
         if not link.is_open:  # lost between its own opening and this moment
             self.link_lost(link, link.reason or px.StreamLostError("the link ended"))
 

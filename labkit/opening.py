@@ -15,7 +15,7 @@ from labkit.bringup import Bringup
 from labkit.errors import LabkitError
 from labkit.events import Event
 from labkit.io_thread import Waiter
-from labkit.lifecycle import Lifecycle, Role, Way, begin_restoring
+from labkit.lifecycle import Lifecycle, Way, begin_restoring
 from labkit.link import Link
 from labkit.retry import EXPONENT_MAX, Backoff, SystemClock
 from labkit.settings import BrokerSettings
@@ -100,6 +100,7 @@ def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) 
             opened.settle(error=px.ConnectionOpenAborted("closed while connecting"))
             return
         link.generation = life.generation + 1
+        way.restored.clear()
         way.link = link
         try:
             link.start(parameters, opened)
@@ -109,7 +110,7 @@ def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) 
     try:
         life.io.post(start)
         _wait(opened, limit + 1.0, "the handshake")  # Pika's own limit ends it; 1 s for a busy loop
-        life.io.post(lambda: _restore(way, link, list(life.roles), restored))
+        life.io.post(lambda: _restore(life, way, link, restored))
         _wait(restored, limit, "restoring what was there before")
     except BaseException as exc:
         text = f"given up: {exc!r}"
@@ -119,24 +120,26 @@ def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) 
     return link
 
 
-def _restore(way: Way, link: Link, roles: list[Role], restored: Waiter) -> None:
-    """Restore one role after the other, on the I/O thread."""
+def _restore(life: Lifecycle, way: Way, link: Link, restored: Waiter) -> None:
+    """Restore one role after the other, those that are added meanwhile too, on the I/O thread."""
     if not link.is_open:
         restored.settle(error=link.reason)
         return
     link.on_loss = restored  # a link that ends meanwhile answers no role
-    if not roles:
+    role = next(iter(life.missing(way)), None)
+    if role is None:
         restored.settle()
         return
+    way.restored.append(role)
 
     def done(told: BaseException | int) -> None:
         if isinstance(told, BaseException):
             restored.settle(error=told)
             return
         way.replayed += told
-        _restore(way, link, roles[1:], restored)
+        _restore(life, way, link, restored)
 
-    begin_restoring(roles[0], link, done)
+    begin_restoring(role, link, done)
 
 
 def _wait(waiter: Waiter, seconds: float, what: str) -> None:

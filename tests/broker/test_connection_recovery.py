@@ -254,6 +254,40 @@ def test_a_role_is_restored_before_anyone_hears_of_the_recovery(settings):
     ]
 
 
+class SlowRecorder(Recorder):
+    """A role that is restored when the test says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def restore(self, link, done):
+        self.begun.set()
+
+        def look():
+            if self.go.is_set():
+                done(0)
+            else:
+                link.io.call_later(0.01, look)
+
+        look()
+
+
+def test_a_role_that_is_added_while_another_is_restored_is_on_the_new_link_too(settings):
+    slow, late = SlowRecorder(), Recorder()
+    slow.go.set()
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        connection._add_role(slow)
+        slow.begun.clear()
+        slow.go.clear()
+        proxy.cut()
+        assert slow.begun.wait(10)
+        connection._add_role(late)
+        slow.go.set()
+        timeline.wait_for(ConnectionRecovered, timeout=10)
+        assert ("restore", 2, "labkit-io") in late.told
+
+
 def test_a_role_that_cannot_be_restored_fails_the_attempt_and_is_tried_again(settings):
     role = Recorder(outcome=px.ChannelClosedByBroker(405, "RESOURCE_LOCKED"))
     with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):

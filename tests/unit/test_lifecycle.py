@@ -184,6 +184,21 @@ def test_a_role_that_fails_keeps_nobody_else_from_hearing_and_recovery_from_star
     assert len(bench.recoveries) == 1
 
 
+def test_a_role_added_as_the_link_arrives_is_restored_on_it():
+    class Late(Role):
+        def restore(self, link, done):
+            self.told.append(link.generation)
+            done(0)
+
+    bench = Bench(recovers=True)
+    role = Late()
+    way = Way()
+    bench.life.begin_opening(way)
+    bench.life.add_role(role, Waiter())
+    bench.connect(way)
+    assert role.told == [1]
+
+
 def test_giving_up_ends_in_failed_with_the_reason_for_everyone():
     bench = Bench()
     way = Way()
