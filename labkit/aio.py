@@ -297,7 +297,8 @@ async def _declare(link: Link, queue: str, *, passive: bool) -> None:
 
 
 async def _work(inbox: asyncio.Queue[Any], handler: Handler, acknowledging: LinkChannel | None) -> None:
-    while True:
+    worker = asyncio.current_task()
+    while worker is None or not worker.cancelling():  # a handler may have swallowed our cancellation
         method, properties, body = await inbox.get()
         outcome = handler(Message.received(properties, body))
         if inspect.isawaitable(outcome):

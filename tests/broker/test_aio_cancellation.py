@@ -132,6 +132,30 @@ async def test_cancelled_consume_leaves_the_connection_usable_and_every_message(
 
 
 @asynchronous
+async def test_consume_ends_when_cancelled_although_its_handler_swallows_the_cancellation(settings):
+    handled = []
+
+    async def handler(message):
+        handled.append(message.text)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+
+    async with AsyncConnection(settings) as connection:
+        for text in ("0", "1", "2"):
+            await connection.publish("stubborn", text)
+        consumer = asyncio.create_task(connection.consume("stubborn", handler))
+        await until(lambda: handled)
+        consumer.cancel()
+        await asyncio.wait({consumer}, timeout=5.0)
+        ended = consumer.done()
+        while not consumer.done():  # let nothing outlive this test
+            consumer.cancel()
+            await asyncio.wait({consumer}, timeout=0.5)
+        assert ended
+        assert handled == ["0"]
+
+
+@asynchronous
 async def test_mixture_of_cancelled_work_and_cut_links_hangs_nowhere(proxy):
     rng = random.Random(7)
     connection = AsyncConnection(proxy.settings())
