@@ -245,12 +245,14 @@ class Lifecycle:
 
     def link_blocked(self, link: Link, reason: str) -> None:
         """Say that the broker takes no publishes."""
-        link.blocked_at = time.monotonic()
-        self.emit(ConnectionBlocked(reason=reason, connection=self._name))
+        link.blocked_at, link.blocked_for = time.monotonic(), reason
+        if link is self.link:  # else arrived() says it, after the link has been said to be open
+            self.emit(ConnectionBlocked(reason=reason, connection=self._name))
 
     def link_unblocked(self, link: Link) -> None:
         """Say that it takes them again."""
-        self.emit(ConnectionUnblocked(seconds=time.monotonic() - link.blocked_at, connection=self._name))
+        if link is self.link:
+            self.emit(ConnectionUnblocked(seconds=time.monotonic() - link.blocked_at, connection=self._name))
 
     # One transition each.
 
@@ -305,6 +307,8 @@ class Lifecycle:
                 connection=self._name,
             )
             self._set(State.OPEN, recovered)
+        if link.is_blocked:  # a role has published while it was restored
+            self.emit(ConnectionBlocked(reason=link.blocked_for, connection=self._name))
         for role in self.missing(way):  # added in the moment between the others' restoring and now
             begin_restoring(role, link, lambda told: link.retire(told) if isinstance(told, Exception) else None)
         if not link.is_open:  # lost between its own opening and this moment

@@ -98,6 +98,7 @@ class Link:
         self.is_blocked = False
         self.is_retired = False
         self.blocked_at = 0.0
+        self.blocked_for = ""
         self.opened_at = 0.0
         self.connection: pika.SelectConnection | None = None
         self.channels: set[ChannelCore] = set()

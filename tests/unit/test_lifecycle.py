@@ -32,6 +32,7 @@ class StandInLink:
         self.reason = None
         self.opened_at = 0.0
         self.blocked_at = 0.0
+        self.is_blocked = False
         self.dropped = []
         self.goodbye = None
 
@@ -328,6 +329,19 @@ def test_blocked_is_a_flag_and_no_state():
     assert bench.life.state is State.OPEN
     assert bench.timeline.names()[-2:] == ["ConnectionBlocked", "ConnectionUnblocked"]
     assert bench.timeline.events[-2].reason == "low on memory"
+
+
+def test_a_link_that_is_blocked_before_it_arrives_is_said_to_be_open_first():
+    bench = Bench()
+    way, link = Way(), StandInLink()
+    bench.life.begin_opening(way)
+    bench.life.hear(way, ConnectAttempted(attempt=1))
+    link.is_blocked = True
+    bench.life.link_blocked(link, "low on memory")
+    bench.life.hear(way, ConnectionOpened())
+    bench.life.arrived(way, link)
+    assert bench.timeline.names() == ["ConnectAttempted", "ConnectionOpened", "ConnectionBlocked"]
+    assert bench.timeline.events[-1].reason == "low on memory"
 
 
 def test_what_was_forgotten_is_closed_at_the_next_tick():
