@@ -329,14 +329,15 @@ def _at_exit() -> None:
 
 def _in_child() -> None:
     """Forget everything after a fork: the threads are the parent's, and so are the links."""
-    _INHERITED.append(io_thread.SHARED.forget())
+    links = [each for each in io_thread.SHARED.hosted() if isinstance(each, Link)]  # also connecting and retired ones
+    _INHERITED.append((io_thread.SHARED.forget(), links))
+    for link in links:
+        link.forget()
     for each in list(_ALL):
         life = each._life
         each.events = Dispatcher(each.events.listeners)  # its lock may be held by a thread that is not here
         each._life = each._new_life()
         _INHERITED.append(life)
-        if life.link is not None:
-            life.link.forget()
 
 
 atexit.register(_at_exit)

@@ -373,3 +373,42 @@ def test_a_child_process_gets_its_own_connection_and_the_parent_keeps_its_own(se
         done, _ = run(FORK, proxy.settings(heartbeat=1))
         assert done.stderr == ""
         assert done.stdout == "[0, 0, 0, 0] True 1 b'from the child'\n"
+
+
+FORK_WHILE_CONNECTING = """
+import os, socket, sys, threading, warnings
+import psutil
+from labkit import BrokerSettings, Connection
+from labkit.errors import LabkitError
+sys.stdin.read()
+server = socket.create_server(("127.0.0.1", 0))
+port = server.getsockname()[1]
+connection = Connection(BrokerSettings(host="127.0.0.1", port=port))
+def open_it():
+    try:
+        connection.open(deadline=30)
+    except LabkitError:
+        pass
+thread = threading.Thread(target=open_it)
+thread.start()
+peer, _ = server.accept()
+assert peer.recv(8) == b"AMQP\\x00\\x00\\x09\\x01"
+def held():
+    return sum(1 for each in psutil.Process().net_connections("tcp") if each.raddr and each.raddr.port == port)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    pid = os.fork()
+if pid == 0:
+    os._exit(held())
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print("child", code, "parent", held())
+connection.close()
+thread.join(10)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_process_holds_no_socket_of_a_connection_that_was_connecting(settings):
+    done, _ = run(FORK_WHILE_CONNECTING, settings)
+    assert done.stderr == ""
+    assert done.stdout == "child 0 parent 1\n"
