@@ -66,12 +66,12 @@ from labkit.events import (
 )
 from labkit.factory import ConnectionFactory
 from labkit.lease import Lease
-from labkit.lifecycle import State
 from labkit.pool import ConnectionPool
 from labkit.pool_stats import PoolStats
 from labkit.publisher import Publisher
 from labkit.retry import Backoff, call_with_retry
 from labkit.settings import BrokerSettings, TlsSettings
+from labkit.states import State
 from labkit.sync import SyncConnection
 from labkit.topology import Binding, Exchange, Message, Queue
 

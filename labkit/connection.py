@@ -19,11 +19,12 @@ from labkit.channel import Channel
 from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError
 from labkit.events import Dispatcher, Listener
 from labkit.io_thread import Waiter
-from labkit.lifecycle import Lifecycle, Role, State, Way
+from labkit.lifecycle import Lifecycle, Role, Way
 from labkit.link import Link
 from labkit.opening import follow, start_recovery
 from labkit.retry import Backoff
 from labkit.settings import BrokerSettings
+from labkit.states import State
 from labkit.validation import checked_number
 
 LOGGER = logging.getLogger(__name__)

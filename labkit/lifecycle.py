@@ -5,7 +5,6 @@ user only ask (a function posted to the I/O thread) and wait (:meth:`Lifecycle.w
 """
 
 import dataclasses
-import enum
 import logging
 import threading
 import time
@@ -33,25 +32,11 @@ from labkit.io_thread import IoThread, Waiter
 from labkit.link import Link
 from labkit.mailbox import Mailbox
 from labkit.retry import BUSY_STEPS, STABLE_AFTER
+from labkit.states import State, can_reach
 
 LOGGER = logging.getLogger(__name__)
 ORPHAN_TIMEOUT = 5.0  # seconds for the goodbye of a connection that was forgotten
 EVENTS_MAX = 10_000  # events that may wait for a slow listener
-
-
-class State(enum.Enum):
-    """Where a connection is. ``blocked`` is no state but a flag: it is open, and may not publish."""
-
-    NEW = "new"
-    CONNECTING = "connecting"
-    OPEN = "open"
-    WAITING = "waiting"
-    FAILED = "failed"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-    def __repr__(self) -> str:
-        return f"State.{self.name}"
 
 
 class Role(Protocol):
@@ -332,6 +317,7 @@ class Lifecycle:
     def gave_up(self, way: Way, reason: BaseException) -> None:
         """Recovery ended before it began: a TLS file is gone, for example."""
         if way is self.way:
+            way.abort("given up while connecting")
             self._fail(reason, ConnectionGivenUp(attempts=0, error=reason, connection=self._name))
 
     def begin_closing(self, timeout: float) -> None:
@@ -342,7 +328,8 @@ class Lifecycle:
         if link is None:
             self._closed(clean=True)
         else:
-            link.close(timeout, lambda clean: self._closed(clean=clean))
+            # An abort may have ended it meanwhile, and an open() begun anew: this goodbye is the old link's.
+            link.close(timeout, lambda clean: self._closed(clean=clean) if self.link is link else None)
 
     def begin_aborting(self) -> None:
         """Drop the link; also one whose goodbye is awaited."""
@@ -397,22 +384,6 @@ class Lifecycle:
                 waiter.settle(error=self.not_connected())
 
     def _can_reach(self, wanted: State) -> bool:
-        """Whether *wanted* can come about without somebody calling open() again."""
-        reachable = _RECOVERING if self._recovers else _PLAIN
-        if self.way is not None and wanted in _ALIVE:  # somebody opens it, whatever the state still says
-            return True
-        return wanted is self.state or wanted in reachable[self.state]
-
-
-_END = frozenset({State.CLOSING, State.CLOSED})
-_ALIVE = frozenset({State.CONNECTING, State.WAITING, State.OPEN, State.FAILED, *_END})
-_RECOVERING = {
-    State.NEW: _ALIVE,
-    State.CONNECTING: _ALIVE,
-    State.WAITING: _ALIVE,
-    State.OPEN: _ALIVE,
-    State.FAILED: _END,
-    State.CLOSING: frozenset({State.CLOSED}),
-    State.CLOSED: frozenset[State](),
-}
-_PLAIN = {**_RECOVERING, State.OPEN: frozenset({State.FAILED, *_END})}
+        # While somebody opens it, it is as good as CONNECTING, whatever the state still says.
+        now = State.CONNECTING if self.way is not None else self.state
+        return wanted is self.state or can_reach(now, wanted, recovers=self._recovers)

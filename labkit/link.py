@@ -121,7 +121,6 @@ class Link:
         self._waiter = waiter
         if callable(parameters.heartbeat):
             parameters.heartbeat = self._guarded(parameters.heartbeat)
-        self.io.host(self)
         self.connection = pika.SelectConnection(
             parameters,
             on_open_callback=self._on_open,
@@ -129,6 +128,7 @@ class Link:
             on_close_callback=self._on_close,
             custom_ioloop=self.io.ioloop(),
         )
+        self.io.host(self)  # not before: a constructor that raises leaves nothing to host
         self.connection.add_on_connection_blocked_callback(self._on_blocked)
         self.connection.add_on_connection_unblocked_callback(self._on_unblocked)
         if parameters.stack_timeout is not None:

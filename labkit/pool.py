@@ -11,12 +11,12 @@ from labkit.connection import Connection
 from labkit.errors import ConfigurationError, LabkitError
 from labkit.events import ConnectionLost, Event
 from labkit.lease import Borrowed
-from labkit.lifecycle import State
 from labkit.link import Link
 from labkit.pool_base import Pool
 from labkit.pool_keeper import Source
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
+from labkit.states import State
 
 R = TypeVar("R")
 

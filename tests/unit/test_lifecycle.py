@@ -6,8 +6,9 @@ import pytest
 from labkit.errors import ConnectError, DeadlineExceeded, NotConnected
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Dispatcher, Timeline
 from labkit.io_thread import Waiter
-from labkit.lifecycle import Lifecycle, State, Way
+from labkit.lifecycle import Lifecycle, Way
 from labkit.retry import BUSY_STEPS, STABLE_AFTER
+from labkit.states import State
 
 
 class Loop:
@@ -240,6 +241,16 @@ def test_abort_while_the_goodbye_is_awaited_is_the_end_and_not_clean():
     assert bench.timeline.names().count("ConnectionClosed") == 1
 
 
+def test_a_goodbye_that_comes_late_does_not_end_what_was_opened_since():
+    bench = Bench()
+    first = bench.connect()
+    bench.life.begin_closing(60.0)
+    bench.life.begin_aborting()
+    bench.connect()
+    first.goodbye(True)
+    assert bench.last() == ("ConnectionOpened", State.OPEN)
+
+
 def test_a_link_that_died_as_it_opened_is_opened_and_then_lost():
     bench = Bench(recovers=True)
     way = Way()
@@ -317,7 +328,11 @@ def test_a_recovery_that_cannot_begin_fails():
     bench = Bench(recovers=True)
     bench.life.link_lost(bench.connect(), LOSS)
     way, _ = bench.recoveries[-1]
+    link = way.link = StandInLink()
     bench.life.gave_up(way, FileNotFoundError("ca.pem"))
+    assert bench.last() == ("ConnectionGivenUp", State.FAILED)
+    assert len(link.dropped) == 1
+    bench.life.arrived(way, link)  # too late
     assert bench.last() == ("ConnectionGivenUp", State.FAILED)
 
 
