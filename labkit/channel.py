@@ -279,6 +279,11 @@ class Channel:
             LOGGER.info("closing: %s", exc)
         self._connection._life.mailbox.flush(FLUSH_TIMEOUT)
 
+    def _close_soon(self) -> None:
+        """Close it without waiting for the broker, which answers nothing while it blocks the connection."""
+        core = self._core
+        core.io.post(lambda: core.close(Request(lambda _: None)))
+
     def _rpc(self, what: str, begin: Callable[[Any, Callable[[Any], None]], object], timeout: float) -> Any:
         core = self._core
 

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from labkit.channel import Channel
-from labkit.channel_core import Request
 from labkit.connection import Connection
 from labkit.errors import ConfigurationError, LabkitError, LeaseError
 from labkit.lease import Borrowed, Lease
@@ -95,8 +94,7 @@ class ChannelSource:
 
     def begin_end(self, thing: Channel, timeout: float) -> None:  # noqa: ARG002 - its connection ends it, at the latest
         """Close it without waiting for the broker's answer."""
-        core = thing._core
-        core.io.post(lambda: core.close(Request(lambda _: None)))
+        thing._close_soon()
 
     def is_ended(self, thing: Channel) -> bool:
         """Whether the broker has answered, or its connection is gone."""

@@ -166,8 +166,9 @@ class ConnectionPool(Pool[Connection]):
             PoolTimeout, TooManyWaiting, PoolClosed: as :meth:`checkout` does.
         """
         ends = self._clock.now() + (self.timeout if timeout is None else timeout)
-        with (
-            self.connection(timeout=timeout) as connection,
-            connection.channel(timeout=max(0.0, ends - self._clock.now())) as channel,
-        ):
-            return operation(channel)
+        with self.connection(timeout=timeout) as connection:
+            channel = connection.channel(timeout=max(0.0, ends - self._clock.now()))
+            try:
+                return operation(channel)
+            finally:
+                channel._close_soon()

@@ -81,7 +81,7 @@ def test_operation_gets_a_channel_and_its_own_error_comes_out(settings, pools, b
     with pytest.raises(ZeroDivisionError):
         pool.execute(lambda channel: 1 / 0)
     with pool.connection() as connection:
-        assert connection.status().channels == 0
+        until(lambda: connection.status().channels == 0)
     assert pool.get_stats().created == 1
 
 
@@ -217,7 +217,7 @@ def leave_nothing(settings, pools, broker, *, errors, cuts):
         until(lambda: pool.get_stats().retired == 0 and pool.get_stats().connecting == 0)
         until(lambda: count(broker, settings) == pool.get_stats().size)
         with pool.connection() as connection:
-            assert connection.status().channels == 0
+            until(lambda: connection.status().channels == 0)
         pool.close()
     until(lambda: count(broker, settings) == 0)
 
