@@ -1,0 +1,226 @@
+"""What a checkout and a checkin cost, beside other pools: ratios from one run.
+
+    python benchmarks/pool.py [--quick] [--svg FILE]
+
+Nobody connects to anything: each pool lends the same kind of empty object, so what is measured is the hand-off. Every
+pool has four entries; each is measured in turn, several times, and the medians are compared, for a machine has moods.
+A peer that is not installed is left out (kombu, oslo.messaging, psycopg_pool with psycopg, pika-pool). They promise
+different things: queue.Queue is only the yardstick, neither checks nor counts nor grows.
+"""
+
+import queue
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from labkit import BrokerSettings, ConnectionPool
+
+ENTRIES = 4
+THREADS = (1, 8, 64)
+ROUNDS = 5
+PAIRS = 20_000  # checkouts and checkins in one round, all threads together
+
+Pair = Callable[[], object]
+
+
+class Thing:
+    """Open, until it is not."""
+
+    is_open = True
+
+    def channel(self) -> "Thing":
+        """Return what pika-pool opens at once."""
+        return self
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Things:
+    """Makes them for labkit."""
+
+    def make(self, begun: Callable[[Thing], bool]) -> Thing:
+        thing = Thing()
+        begun(thing)
+        return thing
+
+    def is_usable(self, thing: Thing) -> bool:
+        return thing.is_open
+
+    def is_clean(self, _: Thing) -> bool:
+        return True
+
+    def has_lost_link(self, _: Thing) -> bool:
+        return False
+
+    def begin_end(self, thing: Thing, _: float) -> None:
+        thing.is_open = False
+
+    def is_ended(self, thing: Thing) -> bool:
+        return not thing.is_open
+
+
+def labkit() -> Pair:
+    """Leak reports are on."""
+    pool = ConnectionPool(BrokerSettings(), min_size=ENTRIES, max_size=ENTRIES, timeout=60, _source=Things())
+    pool.open(wait=True)
+    return lambda: pool.checkout().checkin()
+
+
+def standard_queue() -> Pair:
+    things: queue.Queue[Thing] = queue.Queue()
+    for _ in range(ENTRIES):
+        things.put(Thing())
+    return lambda: things.put(things.get(timeout=60))
+
+
+def kombu() -> Pair:
+    from kombu.resource import Resource
+
+    class Pool(Resource):
+        def setup(self) -> None:
+            for _ in range(ENTRIES):
+                self._resource.put_nowait(Thing())
+
+        def prepare(self, resource: Thing) -> Thing:
+            return resource
+
+    pool = Pool(limit=ENTRIES)
+    return lambda: pool.acquire(block=True, timeout=60).release()
+
+
+def oslo() -> Pair:
+    from oslo_messaging._drivers.pool import Pool as OsloPool
+
+    class Pool(OsloPool):
+        def create(self, **_: object) -> Thing:
+            return Thing()
+
+    pool = Pool(max_size=ENTRIES)
+    return lambda: pool.put(pool.get())
+
+
+def psycopg_pool() -> Pair:
+    from psycopg import Connection
+    from psycopg.pq import ConnStatus, TransactionStatus
+    from psycopg_pool import ConnectionPool as PsycopgPool
+
+    class Wire:
+        status, transaction_status = ConnStatus.OK, TransactionStatus.IDLE
+
+    class Fake(Connection):
+        def __init__(self) -> None:
+            self.pgconn = Wire()
+            self._pool = None
+
+        closed = broken = False
+
+        @classmethod
+        def connect(cls, *_: object, **__: object) -> "Fake":
+            return cls()
+
+        def close(self) -> None: ...
+        def __del__(self) -> None: ...
+
+    pool = PsycopgPool("", connection_class=Fake, min_size=ENTRIES, max_size=ENTRIES, timeout=60, open=True)
+    pool.wait(30)
+    return lambda: pool.putconn(pool.getconn())
+
+
+def pika_pool() -> Pair:
+    import pika_pool as peer
+
+    pool = peer.QueuedPool(create=Thing, max_size=ENTRIES, max_overflow=0, timeout=60, recycle=3600, stale=3600)
+    return lambda: pool.acquire().release()
+
+
+WAYS = {
+    "queue.Queue": standard_queue,
+    "labkit": labkit,
+    "kombu": kombu,
+    "oslo.messaging": oslo,
+    "psycopg_pool": psycopg_pool,
+    "pika-pool": pika_pool,
+}
+
+
+def seconds(pair: Pair, threads: int, pairs: int) -> float:
+    """Return the wall-clock seconds of one checkout and checkin, with so many threads at it."""
+    share = max(1, pairs // threads)
+    start = threading.Barrier(threads + 1)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(share):
+            pair()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    start.wait()
+    began = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return (time.perf_counter() - began) / (share * threads)
+
+
+def measure(rounds: int, pairs: int) -> dict[str, list[float]]:
+    """Return each pool's medians, one for each number of threads."""
+    pools: dict[str, Pair] = {}
+    for name, make in WAYS.items():
+        try:
+            pools[name] = make()
+            pools[name]()
+        except ImportError as exc:
+            print(f"{name} is left out: {exc}")
+    found: dict[str, list[float]] = {name: [] for name in pools}
+    for threads in THREADS:
+        taken: dict[str, list[float]] = {name: [] for name in pools}
+        for _ in range(rounds):
+            for name, pair in pools.items():
+                taken[name].append(seconds(pair, threads, pairs))
+        for name, each in taken.items():
+            found[name].append(statistics.median(each))
+    return found
+
+
+def plot(found: dict[str, list[float]]) -> str:
+    """Return a bar for each pool and number of threads, as wide as its time: an SVG."""
+    longest = max(max(each) for each in found.values())
+    rows, y = [], 20
+    for index, threads in enumerate(THREADS):
+        rows.append(f'<text x="10" y="{y + 12}" font-weight="bold">{threads} threads</text>')
+        for name, each in found.items():
+            y += 20
+            width = max(1, round(400 * each[index] / longest))
+            color = "#1f77b4" if name == "labkit" else "#aaaaaa"
+            rows.append(f'<text x="10" y="{y + 12}">{name}</text>')
+            rows.append(f'<rect x="130" y="{y}" width="{width}" height="15" fill="{color}"/>')
+            rows.append(f'<text x="{135 + width}" y="{y + 12}">{each[index] * 1e6:.1f} µs</text>')
+        y += 30
+    style = 'font-family="sans-serif" font-size="12"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{y}" {style}>\n' + "\n".join(rows) + "\n</svg>\n"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    is_quick = "--quick" in sys.argv
+    found = measure(1 if is_quick else ROUNDS, 640 if is_quick else PAIRS)
+    for index, threads in enumerate(THREADS):
+        base = found["queue.Queue"][index]
+        for name, each in found.items():
+            print(
+                f"{threads:3} threads  {name:15} {each[index] * 1e6:8.1f} µs  {each[index] / base:6.2f} of queue.Queue"
+            )
+    with suppress(ValueError, IndexError):
+        Path(sys.argv[sys.argv.index("--svg") + 1]).write_text(plot(found))
+
+
+if __name__ == "__main__":
+    main()
