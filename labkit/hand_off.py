@@ -97,6 +97,7 @@ class HandOff(Generic[T]):
         ending: Things that were given up and whose goodbye has not ended.
         is_flapping: An entry died young since the keeper looked.
         is_refused: The broker refuses this client, and nobody has asked since.
+        is_dozing: The keeper looks seldom, for nothing happens; a checkout wakes it.
         watchers: Locks to release when an entry was made, or could not be.
         last_error: Why the last attempt to make an entry failed; None: it did not.
     """
@@ -126,6 +127,7 @@ class HandOff(Generic[T]):
         self.is_inherited = False  # this is a child process, and the entries are the parent's
         self.is_flapping = False
         self.is_refused = False
+        self.is_dozing = False
         self.watchers: list[threading.Lock] = []
         self.last_error: BaseException | None = None
         self.generation = 0

@@ -79,6 +79,9 @@ class Lease(Generic[T]):
     def checkin(self) -> None:
         """Give it back. After the pool was closed, that closes it.
 
+        An interrupt that comes just before this begins leaves the lease out, and yours: :attr:`is_out` tells. (At the
+        end of ``with pool.connection()`` there is no such moment.)
+
         Raises:
             LeaseError: it was given back before.
         """

@@ -95,7 +95,6 @@ class Keeper(Generic[T]):
         self._thread: threading.Thread | None = None
         self._seen = -1
         self._quiet = 0
-        self.is_dozing = False
 
     # From any thread.
 
@@ -109,7 +108,7 @@ class Keeper(Generic[T]):
 
     def wake(self) -> None:
         """Have the thread look now. No lock, no wait: safe anywhere."""
-        self.is_dozing = False
+        self._line.is_dozing = False
         try:
             if self._alarm.locked():
                 self._alarm.release()
@@ -147,8 +146,8 @@ class Keeper(Generic[T]):
         self._quiet = 0 if is_busy else self._quiet + 1
         if not has_ended:
             return min(pause, SETTLING)
-        self.is_dozing = self._quiet > QUIET_TICKS
-        return min(pause, max(0.01, min(DOZE, self._max_idle / 4)) if self.is_dozing else self._tick())
+        self._line.is_dozing = self._quiet > QUIET_TICKS
+        return min(pause, max(0.01, min(DOZE, self._max_idle / 4)) if self._line.is_dozing else self._tick())
 
     def _tick(self) -> float:
         return TICK if self._leak_after is None else min(TICK, max(0.01, self._leak_after / 4))

@@ -45,6 +45,8 @@ class WaitingLine(HandOff[T]):
             entry = None if self.waiters else self.first_idle()
             if entry is not None:
                 self.grant(entry, lease, is_final=is_final)
+                if self.is_dozing:
+                    self.wake()
                 return None
             if self.max_waiting and self.count_waiting() >= self.max_waiting:
                 self.counters.rejected += 1

@@ -67,7 +67,7 @@ def main(count, seed):
     for thread in threads:
         thread.start()
     interrupter = Interrupter(rng)
-    kept = None
+    kept = lease = None
     while interrupter.count < count and not problems:
         try:
             interrupter.arm()
@@ -79,7 +79,8 @@ def main(count, seed):
             interrupter.disarm()
         except KeyboardInterrupt as exc:
             kept = exc  # with all its frames, until the next one
-            lease = None
+            if lease is not None and lease.is_out:  # checkin() had not begun: it is still this borrower's
+                lease.checkin()
     interrupter.disarm()
     over.set()
     for thread in threads:

@@ -757,6 +757,18 @@ def test_no_leak_is_reported_when_that_is_switched_off(caplog):
     lease.checkin()
 
 
+def test_upkeep_dozes_while_nothing_happens_and_a_checkout_wakes_it():
+    pool = still_pool()
+    pool.open()
+    pool.step()
+    assert pool.keeper.step() > 1.0
+    assert pool._line.is_dozing
+    lease = pool.checkout()
+    assert not pool._line.is_dozing
+    assert pool.keeper.step() <= 1.0
+    lease.checkin()
+
+
 # Statistics
 
 
