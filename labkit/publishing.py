@@ -7,7 +7,6 @@ collected when they are forgotten.
 import logging
 import random
 import time
-import weakref
 from collections import deque
 from typing import Any
 
@@ -15,7 +14,7 @@ import pika
 import pika.exceptions as px
 
 from labkit.channel_core import UNSENT_PAUSE
-from labkit.confirm_channel import ConfirmChannel, Done
+from labkit.confirm_channel import ConfirmChannel
 from labkit.confirms import STAMP, ConfirmLedger, Outcome, Pending, because
 from labkit.errors import (
     ConfigurationError,
@@ -31,7 +30,9 @@ from labkit.errors import (
 from labkit.io_thread import Timer, Waiter
 from labkit.lifecycle import Lifecycle
 from labkit.link import Link
+from labkit.recovering import RecoveringRole
 from labkit.retry import Backoff
+from labkit.role_channel import Done
 from labkit.window import Window
 
 LOGGER = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ NACK_PAUSES = Backoff(initial=0.05, maximum=1.0)
 NOT_FOUND, ACCESS_REFUSED = 404, 403  # AMQP 0-9-1, section 1.2 (Constants): the broker's text names the exchange
 
 
-class PublisherCore:
+class PublisherRole(RecoveringRole[ConfirmChannel]):
     """What is to be sent, what was sent, and what became of it. A :class:`labkit.lifecycle.Role`.
 
     On the I/O thread only, but for :attr:`window`, :attr:`inbox` and :meth:`wake`.
@@ -51,19 +52,16 @@ class PublisherCore:
     def __init__(
         self, life: Lifecycle, facade: object, *, max_in_flight: int, max_bytes: int, rng: random.Random
     ) -> None:
-        self.life = life
+        super().__init__(life, facade)
         self.inbox: deque[Pending] = deque()  # let in, and not yet taken over here
         self.window = Window(max_in_flight, max_bytes, admit=self.inbox.append, obstacle=self.obstacle)
         self.replayed = 0
-        self._facade = weakref.ref(facade)
         self._rng = rng
-        self._channel: ConfirmChannel | None = None
         self._ledger = ConfirmLedger()
         self._queue: deque[Pending] = deque()  # to be sent, in this order
         self._resting: set[Pending] = set()  # refused by the broker; sent again after a pause
         self._suspects: set[Pending] = set()  # one of them made the broker close the channel
         self._alone: Pending | None = None  # the suspect that is on its way
-        self._waiters: list[Waiter] = []
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._is_awake = False
@@ -73,7 +71,7 @@ class PublisherCore:
 
     def obstacle(self) -> str | None:
         """Say why nothing can be sent now; None: it can."""
-        channel = self._channel
+        channel = self.channel
         if channel is None or not channel.is_ready:
             return f"the connection is {self.life.state.value}{because(self.life.reason)}"
         if channel.link.is_blocked:
@@ -83,7 +81,7 @@ class PublisherCore:
     @property
     def frame_max(self) -> int:
         """How many bytes one frame may have on the present link."""
-        channel = self._channel
+        channel = self.channel
         connection = None if channel is None else channel.link.connection
         return FRAME_MAX if connection is None else int(connection.params.frame_max or FRAME_MAX)
 
@@ -99,10 +97,11 @@ class PublisherCore:
 
     # What the lifecycle tells.
 
-    def restore(self, link: Link, done: Done) -> None:
-        """Open a confirm channel on *link*, and send again what is in doubt."""
-        self.window.refuse(None)
-        self._open(link, done)
+    def make_channel(self, link: Link, done: Done) -> ConfirmChannel:
+        """Return a channel with confirms."""
+        if not self.is_stopped:
+            self.window.refuse(None)
+        return ConfirmChannel(link, self, done)
 
     def lost(self, reason: BaseException) -> None:
         """Go on watching the deadlines; on another loop, if the old one has crashed."""
@@ -114,39 +113,23 @@ class PublisherCore:
         """Settle everything: nothing will be sent any more."""
         self.window.refuse(self.life.not_connected)
         self._give_up_all(reason)
-        waiters, self._waiters = self._waiters, []
-        for each in waiters:
-            each.settle(error=self.life.not_connected())
-
-    def ensure(self, link: Link | None) -> None:
-        """Be restored on *link*, unless that is done or under way: it may have opened while this was being added."""
-        if link is not None and link.is_open and (self._channel is None or self._channel.link is not link):
-            self.restore(link, lambda _: None)
-
-    def when_ready(self, waiter: Waiter) -> None:
-        """Settle *waiter* as soon as something can be sent."""
-        if self._channel is not None and self._channel.is_ready:
-            waiter.settle()
-        else:
-            self._waiters.append(waiter)
+        super().ended(reason)
 
     def stop(self, waiter: Waiter) -> None:
         """End for good: settle everything, leave the connection, close the channel; then settle *waiter*."""
-        if self in self.life.roles:
-            self.life.roles.remove(self)
-        self.window.refuse(lambda: NotConnected("the publisher is closed"))
+        self.window.refuse(lambda: NotConnected("the Publisher is closed"))
         self._give_up_all(None)
-        channel, self._channel = self._channel, None
-        if channel is None:
-            waiter.settle()
-        else:
-            channel.close(waiter)
+        super().stop(waiter)
+
+    def resume(self) -> None:
+        """The broker takes publishes again."""
+        self.pump()
 
     # What the channel tells.
 
     def ready(self, channel: ConfirmChannel, done: Done | None) -> None:
         """Confirms are on: send what waits."""
-        if channel is not self._channel:
+        if channel is not self.channel:
             channel.close()
             return
         self._queue.extend(self._resting)
@@ -154,18 +137,16 @@ class PublisherCore:
         again = sum(1 for each in self._queue if each.is_doubtful and not each.confirmation.done)
         self.replayed += again
         self.pump()
-        waiters, self._waiters = self._waiters, []
-        for each in waiters:
-            each.settle()
+        self.answer_waiters()
         self.window.wake()
         if done is not None:
             done(again)
 
     def channel_ended(self, channel: ConfirmChannel, reason: BaseException | None) -> None:
         """The channel is gone: what was not answered is in doubt, and goes again."""
-        if channel is not self._channel:
+        if channel is not self.channel:
             return
-        self._channel = None
+        self.channel = None
         again = self._ledger.started()
         self._alone = None
         self._queue.extendleft(each for each in reversed(again) if not each.confirmation.done)
@@ -215,7 +196,7 @@ class PublisherCore:
 
     def pump(self) -> None:
         """Send what may be sent now."""
-        channel = self._channel
+        channel = self.channel
         if channel is None or not channel.is_ready:
             return
         while self._queue:
@@ -237,7 +218,7 @@ class PublisherCore:
         """Four times a second: take over what an interrupt left in the inbox; end if nobody can use this any more."""
         if self.inbox:
             self._drain()
-        if self._facade() is None and not len(self.window):
+        if self.is_forgotten and not len(self.window):
             self.stop(Waiter())
 
     def _drain(self) -> None:
@@ -248,23 +229,12 @@ class PublisherCore:
             self._watch(pending.confirmation.ends)
         self.pump()
 
-    def _open(self, link: Link, done: Done) -> None:
-        if self._channel is not None:
-            self._channel.close()  # what it had on its way is in doubt now
-        channel = self._channel = ConfirmChannel(link, self, done)
-        try:
-            channel.open()
-        except Exception:
-            self._channel = None
-            channel.is_closed = True
-            raise
-
     def _reopen(self, link: Link) -> None:
         """Open another channel on the same link."""
-        if self._channel is not None or not link.is_open or self not in self.life.roles:
+        if self.channel is not None or not link.is_open or self.is_stopped:
             return
         try:
-            self._open(link, lambda _: None)
+            self.restore(link, lambda _: None)
         except px.AMQPError as exc:  # no free channel, for example; or the link is just ending
             LOGGER.warning("no channel to publish on: %s", describe(exc))
             self.life.io.call_later(REOPEN_PAUSE, lambda: self._reopen(link))
