@@ -14,6 +14,7 @@ from labkit.channel import Channel, QueueState
 from labkit.channel_pool import ChannelPool
 from labkit.confirms import Confirmation, Outcome
 from labkit.connection import Connection, ConnectionStatus
+from labkit.consumer import Consumer
 from labkit.delivery import Delivery
 from labkit.errors import (
     AccessRefused,
@@ -108,6 +109,7 @@ __all__ = [
     "ConnectionRecovered",
     "ConnectionStatus",
     "ConnectionUnblocked",
+    "Consumer",
     "ConsumerCancelled",
     "DeadlineExceeded",
     "Delivery",
