@@ -56,6 +56,7 @@ class Channel:
     def __init__(self, connection: "Connection", link: Link, *, timeout: float, confirm: bool = False) -> None:
         self._connection = connection  # a channel in use keeps its connection alive
         self._core = Core(link, self, confirm=confirm)
+        self._consumed: dict[str, str] = {}  # the queue of each consumer, by tag
         self._request("opening a channel", Request(self._core.open), timeout)
 
     def __repr__(self) -> str:
@@ -86,6 +87,9 @@ class Channel:
     ) -> QueueState | None:
         """Make it unless it is there, or with *passive* only look whether it is; for a queue, return its state.
 
+        On a connection with recovery it is made again on every new link, until this side deletes it; a queue that the
+        broker names then gets another name.
+
         Raises:
             ChannelLost: 404: it is missing (passive); 405: another connection's own; 406: it is there, and different.
 
@@ -102,6 +106,8 @@ class Channel:
                 timeout,
             )
             method = frame.method
+            if not passive:
+                self._remember(what, str(method.queue))
             return QueueState(str(method.queue), int(method.message_count), int(method.consumer_count))
         if isinstance(what, Exchange):
             self._rpc(
@@ -111,6 +117,8 @@ class Channel:
                 ),
                 timeout,
             )
+            if not passive:
+                self._remember(what)
             return None
         if passive:
             raise ConfigurationError("declare: AMQP cannot look for a binding; allowed: passive=False", field="passive")
@@ -130,6 +138,7 @@ class Channel:
                 ),
                 timeout,
             )
+        self._remember(what)
         return None
 
     def delete(
@@ -171,6 +180,7 @@ class Channel:
                 ),
                 timeout,
             )
+        self._connection._life.topology.deleted(what)
 
     def qos(self, prefetch: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Let the broker send each later consumer *prefetch* unacknowledged messages ahead: 1 to 65535."""
@@ -262,11 +272,17 @@ class Channel:
         if self._core.prefetch is None:
             self.qos(PREFETCH, timeout=timeout)
         request = Request(partial(self._core.consume, queue, handler))
-        return str(self._request(f"consuming from {queue!r}", request, timeout))
+        tag = str(self._request(f"consuming from {queue!r}", request, timeout))
+        self._consumed[tag] = queue
+        self._connection._life.topology.consumed(queue)
+        return tag
 
     def cancel(self, tag: str, *, timeout: float = CALL_TIMEOUT) -> None:
         """End that consumer: messages that its handler has not begun go back to the queue. Twice is fine."""
         self._request("cancelling", Request(partial(self._core.cancel, tag)), timeout)
+        queue = self._consumed.pop(tag, None)
+        if queue is not None:
+            self._connection._life.topology.cancelled(queue)
 
     def close(self, *, timeout: float = 5.0) -> None:
         """Close it; the broker takes back what is not settled. Twice is fine; never raises for a dead link."""
@@ -283,6 +299,11 @@ class Channel:
         """Close it without waiting for the broker, which answers nothing while it blocks the connection."""
         core = self._core
         core.io.post(lambda: core.close(Request(lambda _: None)))
+
+    def _remember(self, what: Queue | Exchange | Binding, name: str = "") -> None:
+        life = self._connection._life
+        life.topology.declared(what, name)
+        life.keep_topology()
 
     def _rpc(self, what: str, begin: Callable[[Any, Callable[[Any], None]], object], timeout: float) -> Any:
         core = self._core

@@ -90,6 +90,8 @@ class ConsumingChannel(RoleChannel):
     def _declare(self) -> None:
         queue = self._role.declared
         if queue is None:
+            # One that this connection had declared, and the broker named, may have another name now.
+            self._role.queue = self._role.life.topology.current(self._role.queue)
             self._consume()
             return
         self.pika.queue_declare(

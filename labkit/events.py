@@ -148,6 +148,14 @@ class ConsumerCancelled(Event):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class DeclarationRefused(Event):
+    """A new link does not have ``what`` the old one had declared (``queue 'work'``); ``reason`` is the broker's."""
+
+    what: str
+    reason: BaseException
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MessageReturned(Event):
     """The broker could not route a mandatory message."""
 

@@ -31,8 +31,10 @@ from labkit.events import (
 from labkit.io_thread import IoThread, Waiter
 from labkit.link import Link
 from labkit.mailbox import Mailbox
+from labkit.replay import TopologyRole
 from labkit.retry import BUSY_STEPS, STABLE_AFTER
 from labkit.states import State, can_reach
+from labkit.topology_record import TopologyRecord
 
 LOGGER = logging.getLogger(__name__)
 ORPHAN_TIMEOUT = 5.0  # seconds for the goodbye of a connection that was forgotten
@@ -115,6 +117,8 @@ class Lifecycle:
         self.roles: list[Role] = []
         self.mailbox = Mailbox("labkit-events", limit=EVENTS_MAX)
         self.way: Way | None = None
+        self.topology = TopologyRecord()
+        self._keeps_topology = False
         self._owner = weakref.ref(owner)
         self._name = name
         self._events = events
@@ -170,6 +174,13 @@ class Lifecycle:
             waiter.settle(error=told if isinstance(told, BaseException) else None)
 
         begin_restoring(role, link, done)
+
+    def keep_topology(self) -> None:
+        """Have what is in :attr:`topology` declared on every link from now on, if there is to be another."""
+        if self._recovers and not self._keeps_topology:
+            self._keeps_topology = True
+            # First: what the other roles use must be there before them.
+            self.io.post(lambda: self.roles.insert(0, TopologyRole(self.io, self.topology)))
 
     def missing(self, way: Way) -> list[Role]:
         """Return the roles that *way* has yet to restore."""

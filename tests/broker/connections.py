@@ -10,6 +10,7 @@ from labkit import Connection, Timeline
 from labkit.io_thread import SHARED
 from labkit.lab.wire import Proxy
 from labkit.link import Link
+from labkit.replay import TopologyRole
 from labkit.retry import Backoff
 from tests.view import until
 
@@ -68,3 +69,8 @@ def our_threads():
 def settle():
     """Wait until the I/O thread and the event threads have nothing left to do and have ended."""
     until(lambda: not our_threads(), 15)
+
+
+def roles(connection):
+    """The publishers and consumers that live on *connection*."""
+    return [each for each in connection._life.roles if not isinstance(each, TopologyRole)]

@@ -20,7 +20,7 @@ from labkit import (
     State,
 )
 from labkit.lab.wire import Stall
-from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, through_a_proxy
+from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, roles, through_a_proxy
 from tests.broker.publishing import drained
 from tests.view import until
 
@@ -237,7 +237,7 @@ def test_a_missing_queue_is_said_at_once_and_leaves_nothing(settings):
         assert caught.value.reason.reply_code == 404
         assert connection.is_open
         assert connection.status().channels == 0
-        assert connection._life.roles == []
+        assert roles(connection) == []
 
 
 def test_stop_lets_the_handler_finish_and_gives_the_rest_back(settings):
@@ -319,7 +319,7 @@ def test_consumers_leave_nothing_behind(settings):
             with Consumer(connection, "work", handler) as consumer:
                 until(lambda consumer=consumer: consumer.handled == 1)
         assert connection.status().channels == 0
-        assert connection._life.roles == []
+        assert roles(connection) == []
         until(lambda: our_threads() == ["labkit-io"], 10)
         until(lambda: descriptors() <= before, 10)
 

@@ -28,7 +28,7 @@ from labkit import (
     Unroutable,
 )
 from labkit.lab.wire import LimitData, Refuse, ResetPeer, Stall
-from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host
+from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, roles
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 from tests.view import until
 
@@ -369,7 +369,7 @@ def test_publishers_leave_nothing_behind(settings):
             with Publisher(connection) as publisher:
                 publisher.publish("x", routing_key="nowhere", mandatory=False).result()
         assert connection.status().channels == 0
-        assert connection._life.roles == []
+        assert roles(connection) == []
         assert (descriptors(), our_threads()) == (before, threads)
 
 
@@ -381,5 +381,5 @@ def test_a_forgotten_publisher_sends_to_the_end_and_gives_its_channel_back(setti
         sent.result()
         gc.collect()
         until(lambda: connection.status().channels == 1)
-        assert len(connection._life.roles) == 1
+        assert len(roles(connection)) == 1
     assert len(drained(settings)) == 1

@@ -24,6 +24,7 @@ NAMES = [
     "ConnectionRecovered",
     "ConnectionUnblocked",
     "ConsumerCancelled",
+    "DeclarationRefused",
     "MessageReturned",
 ]
 

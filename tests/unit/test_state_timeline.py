@@ -113,7 +113,7 @@ def test_a_recovery_is_open_again():
 def test_every_event_can_be_shown_wherever_it_stands(kind):
     event = {
         "attempt": 1, "attempts": 1, "error": OSError(), "reason": OSError("why"), "generation": 2, "number": 1,
-        "exchange": "", "routing_key": "orders",
+        "exchange": "", "routing_key": "orders", "what": "queue 'orders'",
     }  # fmt: skip
     given = {name: value for name, value in event.items() if name in kind.__dataclass_fields__}
     for before in ([], [ConnectionOpened()], [ConnectionClosed()]):

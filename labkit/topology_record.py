@@ -1,0 +1,128 @@
+"""What a connection has declared, so that a new link can declare it again. No I/O; the replay is ``labkit.replay``."""
+
+import dataclasses
+import threading
+from collections import Counter
+
+from labkit.topology import Binding, Exchange, Queue
+
+Entity = Exchange | Queue | Binding
+
+
+class TopologyRecord:
+    """Exchanges, queues and bindings by their full identity, in the order in which they were declared. Thread-safe.
+
+    What this connection deletes leaves the record, with its bindings; so does an auto-delete entity whose last user
+    goes, because the broker deletes that. What somebody else deletes stays, and comes back with the next link.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._exchanges: dict[str, Exchange] = {}
+        self._queues: dict[str, Queue] = {}  # by present name; a queue that the broker named has the name "" itself
+        self._bindings: dict[Binding, None] = {}  # a Binding is equal to another only if its arguments are, too
+        self._consumers: Counter[str] = Counter()
+        self._names: dict[str, str] = {}  # what a queue was called, and what it is called after that
+
+    def __len__(self) -> int:
+        return len(self._exchanges) + len(self._queues) + len(self._bindings)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self._exchanges)} exchanges, {len(self._queues)} queues, {len(self._bindings)} bindings"
+        return f"TopologyRecord({counts})"
+
+    def declared(self, entity: Entity, name: str = "") -> None:
+        """Note that *entity* is there; *name* is the queue's, as the broker says."""
+        with self._lock:
+            if isinstance(entity, Exchange):
+                self._exchanges[entity.name] = entity
+            elif isinstance(entity, Queue):
+                self._queues[name or entity.name] = entity
+            else:
+                self._bindings[entity] = None
+
+    def deleted(self, entity: Entity) -> None:
+        """Note that this side has deleted it, and what the broker deletes with it."""
+        with self._lock:
+            if isinstance(entity, Exchange):
+                self._drop_exchange(entity.name)
+            elif isinstance(entity, Queue):
+                self._drop_queue(entity.name)
+            elif entity in self._bindings:
+                self._drop_bindings([entity])
+
+    def consumed(self, queue: str) -> None:
+        """Note that a consumer of *queue* was started."""
+        with self._lock:
+            self._consumers[queue] += 1
+
+    def cancelled(self, queue: str) -> None:
+        """Note that one was cancelled; with the last one the broker deletes an auto-delete queue."""
+        with self._lock:
+            self._consumers[queue] -= 1
+            if self._consumers[queue] <= 0 and queue in self._queues and self._queues[queue].auto_delete:
+                self._drop_queue(queue)
+
+    def forget_consumers(self) -> None:
+        """Note that the link is new: the consumers of its channels are gone."""
+        with self._lock:
+            self._consumers.clear()
+
+    def renamed(self, old: str, new: str) -> None:
+        """Note that the broker has given a queue a new name: its bindings are for that now."""
+        with self._lock:
+            if old == new or old not in self._queues:
+                return
+            self._queues = {new if name == old else name: queue for name, queue in self._queues.items()}
+            self._bindings = {
+                dataclasses.replace(each, destination=new) if _leads_to(each, "queue", old) else each: None
+                for each in self._bindings
+            }
+            self._names = {was: new if now == old else now for was, now in self._names.items()}
+            self._names[old] = new
+
+    def current(self, queue: str) -> str:
+        """Return what the queue that was once called so is called now."""
+        return self._names.get(queue, queue)
+
+    def steps(self) -> list[tuple[Entity, str]]:
+        """Return all there is to declare, in order: exchanges, queues with their present names, bindings."""
+        with self._lock:
+            return [
+                *((each, each.name) for each in self._exchanges.values()),
+                *((each, name) for name, each in self._queues.items()),
+                *((each, "") for each in self._bindings),
+            ]
+
+    def holds(self, entity: Entity, name: str) -> bool:
+        """Whether it is still to be declared: it may have been deleted since :meth:`steps`."""
+        with self._lock:
+            if isinstance(entity, Exchange):
+                return self._exchanges.get(name) is entity
+            if isinstance(entity, Queue):
+                return self._queues.get(name) is entity
+            return entity in self._bindings
+
+    def _drop_queue(self, name: str) -> None:
+        self._queues.pop(name, None)
+        self._drop_bindings([each for each in self._bindings if _leads_to(each, "queue", name)])
+
+    def _drop_exchange(self, name: str) -> None:
+        self._exchanges.pop(name, None)
+        for each in list(self._bindings):
+            if each.source == name:
+                self._bindings.pop(each, None)
+        self._drop_bindings([each for each in self._bindings if _leads_to(each, "exchange", name)])
+
+    def _drop_bindings(self, bindings: list[Binding]) -> None:
+        """Forget *bindings*, and each auto-delete exchange that has none left to others."""
+        for each in bindings:
+            self._bindings.pop(each, None)
+        for source in {str(each.source) for each in bindings}:
+            exchange = self._exchanges.get(source)
+            if exchange is not None and exchange.auto_delete and all(each.source != source for each in self._bindings):
+                self._drop_exchange(source)
+
+
+def _leads_to(binding: Binding, kind: str, name: str) -> bool:
+    return binding.kind == kind and binding.destination == name

@@ -1,0 +1,186 @@
+"""After a lost link everything that was declared is there again, and nothing that was deleted."""
+
+import json
+
+import pika
+import pytest
+
+from labkit import (
+    Binding,
+    ChannelLost,
+    Connection,
+    ConnectionRecovered,
+    Consumer,
+    DeclarationRefused,
+    Exchange,
+    Publisher,
+    Queue,
+)
+from tests.broker.connections import own_virtual_host, through_a_proxy
+from tests.view import until
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(scope="module")
+def settings(broker):
+    """One virtual host for all tests here."""
+    with own_virtual_host(broker) as settings:
+        yield settings
+
+
+def definitions(view, settings):
+    """What the broker says there is in that virtual host, but for names that the broker has chosen."""
+    there = []
+    for kind in ("exchanges", "queues", "bindings"):
+        for each in view.get(f"{kind}/{settings.virtual_host}"):
+            keys = ("name", "type", "durable", "auto_delete", "internal", "exclusive", "source", "destination",
+                    "destination_type", "routing_key", "arguments")  # fmt: skip
+            facts = {key: each[key] for key in keys if key in each}
+            named = {key: "named by the broker" for key, value in facts.items() if str(value).startswith("amq.gen-")}
+            there.append(json.dumps({"kind": kind, **facts, **named}, sort_keys=True))
+    return sorted(there)
+
+
+def exists(settings, what):
+    with Connection(settings) as connection:
+        try:
+            connection.channel().declare(what, passive=True)
+        except ChannelLost as exc:
+            return exc.reason.reply_code == 405  # locked: it is there, another connection's; 404: it is not
+        return True
+
+
+def cut(proxy, timeline):
+    mark = timeline.mark()
+    proxy.cut()
+    timeline.wait_for(ConnectionRecovered, timeout=30, since=mark)
+
+
+def test_the_topology_is_whole_after_each_of_five_cuts(settings, view):
+    """G16, class size: what vanishes with a link comes back, header arguments included, and the deleted does not."""
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channel = connection.channel()
+        for each in (
+            Exchange("match", type="headers"),
+            Exchange("passing", type="topic", auto_delete=True),
+            Exchange("gone"),
+            Queue("mine", exclusive=True, arguments={"x-max-length": 7}),
+            Queue("gone", exclusive=True),
+            Binding("match", "mine", arguments={"x-match": "all", "kind": "a"}),
+            Binding("match", "mine", arguments={"x-match": "all", "kind": "b"}),
+            Binding("match", "mine", arguments={"x-match": "any", "kind": "gone"}),
+            Binding("passing", "mine", "a.*"),
+            Binding("match", Exchange("passing"), "x"),
+        ):
+            channel.declare(each)
+        named = channel.declare(Queue(exclusive=True)).name
+        channel.declare(Binding("passing", named, "b.*"))
+        for each in (
+            Exchange("gone"),
+            Queue("gone"),
+            Binding("match", "mine", arguments={"x-match": "any", "kind": "gone"}),
+        ):
+            channel.delete(each)
+        before = definitions(view, settings)
+        assert len(before) > 10
+        for _ in range(5):
+            cut(proxy, timeline)
+            assert definitions(view, settings) == before
+        assert "DeclarationRefused" not in timeline.names()
+        channel = connection.channel()
+        channel.delete(Exchange("match"))
+        channel.delete(Exchange("passing"))
+
+
+def test_one_that_is_refused_is_told_and_the_others_come_back(settings):
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channel = connection.channel()
+        for each in (Queue("first", exclusive=True), Queue("changed"), Queue("last", exclusive=True)):
+            channel.declare(each)
+        with Connection(settings) as other, other.channel() as theirs:
+            theirs.delete(Queue("changed"))
+            theirs.declare(Queue("changed", arguments={"x-max-length": 1}))
+        cut(proxy, timeline)
+        refused = timeline.wait_for(DeclarationRefused, timeout=10)
+        assert (refused.what, refused.reason.reply_code) == ("queue 'changed'", 406)
+        assert exists(settings, Queue("first", exclusive=True))
+        assert exists(settings, Queue("last", exclusive=True))
+        connection.channel().delete(Queue("changed"))
+
+
+def test_a_queue_that_is_locked_for_a_while_comes_back(settings):
+    """405: another link, which the broker still believes alive, holds the exclusive queue."""
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channel = connection.channel()
+        channel.declare(Exchange("orders"))
+        channel.declare(Queue("mine", exclusive=True))
+        channel.declare(Binding("orders", "mine", "a"))
+        channel.delete(Queue("mine"))
+        holder = pika.BlockingConnection(settings.to_pika()[0])
+        holder.channel().queue_declare("mine", exclusive=True)
+        connection._life.topology.declared(Queue("mine", exclusive=True), "mine")  # as it is after a half-open loss
+        connection._life.topology.declared(Binding("orders", "mine", "a"))
+        cut(proxy, timeline)
+        assert connection.is_open
+        assert "DeclarationRefused" not in timeline.names()
+        holder.close()
+        channel = connection.channel()
+        until(lambda: can_declare(connection, Queue("mine", exclusive=True)), 10)
+        with Publisher(connection) as publisher:
+            until(lambda: publisher.publish("x", exchange="orders", routing_key="a").wait(5), 10)
+        until(lambda: connection.channel().declare(Queue("mine"), passive=True).messages >= 1, 10)
+        channel.delete(Exchange("orders"))
+
+
+def can_declare(connection, queue):
+    try:
+        connection.channel().declare(queue, passive=True)
+    except ChannelLost:
+        return False
+    return True
+
+
+def test_a_consumer_of_a_queue_that_the_broker_named_follows_its_new_name(settings):
+    handled = []
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channel = connection.channel()
+        channel.declare(Exchange("news", type="fanout"))
+        name = channel.declare(Queue(exclusive=True)).name
+        channel.declare(Binding("news", name))
+
+        def handle(delivery):
+            handled.append(delivery.body)
+            delivery.ack()
+
+        with Consumer(connection, name, handle) as consumer, Publisher(connection) as publisher:
+            publisher.publish("1", exchange="news", routing_key="").result()
+            until(lambda: handled == [b"1"])
+            cut(proxy, timeline)
+            assert consumer.queue != name
+            publisher.publish("2", exchange="news", routing_key="").result()
+            until(lambda: handled == [b"1", b"2"])
+        connection.channel().delete(Exchange("news"))
+
+
+def test_a_message_that_goes_again_finds_its_queue_there(settings):
+    """The topology is replayed before the messages: a mandatory one would be returned otherwise."""
+    with (
+        through_a_proxy(settings, recovery=True, heartbeat=60) as (proxy, connection, timeline),
+        Publisher(connection) as publisher,  # the role was added before the topology's
+    ):
+        connection.channel().declare(Queue("mine", exclusive=True))
+        for number in range(5):
+            sent = publisher.publish_many([str(number)] * 10, routing_key="mine")
+            cut(proxy, timeline)
+            publisher.flush(timeout=20)
+            assert {each.error for each in sent} == {None}
+
+
+def test_a_plain_connection_declares_nothing_by_itself(settings):
+    with through_a_proxy(settings) as (proxy, connection, _):
+        connection.channel().declare(Queue("mine", exclusive=True))
+        proxy.cut()
+        until(lambda: not connection.is_open)
+        connection.open()
+        until(lambda: not exists(settings, Queue("mine", exclusive=True)))
