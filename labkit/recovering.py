@@ -175,7 +175,7 @@ class RecoveringFacade(Generic[R]):
                 role = self._role = self._make_role(life)
             try:
                 if role not in life.roles:
-                    self._add(role)
+                    self._add(role, seconds)
                 connection.open(deadline=max(0.0, ends - time.monotonic()))
                 self._wait_until_ready(role, ends, seconds)
             except BaseException as exc:
@@ -197,11 +197,11 @@ class RecoveringFacade(Generic[R]):
             with self._locked(timeout, "closing"):
                 role, self._role = self._role, None
                 if role is not None:
-                    self._finish(role, ends - GOODBYE * timeout, ends)
+                    self._finish(role, ends - GOODBYE * timeout, ends - GOODBYE / 2 * timeout)
         except LabkitError as exc:
             LOGGER.warning("closing: %s", exc)
         finally:
-            self._close_connection(max(GOODBYE * timeout, ends - time.monotonic()))
+            self._close_connection(max(GOODBYE / 2 * timeout, ends - time.monotonic()))
 
     def _make_role(self, life: Lifecycle) -> R:
         raise NotImplementedError
@@ -228,9 +228,9 @@ class RecoveringFacade(Generic[R]):
     def _closed(self) -> NotConnected:
         return NotConnected(f"the {type(self).__name__} is not open; call open()")
 
-    def _add(self, role: R) -> None:
+    def _add(self, role: R, timeout: float) -> None:
         try:
-            self.connection._add_role(role)
+            self.connection._add_role(role, timeout=timeout)
         except Exception as exc:  # noqa: BLE001 - the link has just ended; its successor is waited for
             LOGGER.info("opening a %s: %s", type(self).__name__, exc)
 

@@ -15,6 +15,7 @@ from labkit import (
     ConnectionRecovered,
     DeadlineExceeded,
     Exchange,
+    LabkitError,
     Message,
     MessageRefused,
     MessageReturned,
@@ -305,6 +306,26 @@ def test_on_a_stalled_link_every_wait_ends_and_the_outcome_is_unknown(settings):
         publisher.close(timeout=0.5)
         assert time.monotonic() - started < 0.5 + SLACK
         assert last.outcome is Outcome.UNKNOWN
+    drained(settings)
+
+
+def test_opening_and_closing_end_in_time_on_a_stalled_link(settings):
+    with publishing(settings, heartbeat=60) as (publisher, proxy, _):
+        own = Publisher(proxy.settings(heartbeat=60)).open()
+        with proxy.fault(Stall()):
+            own.publish("x", routing_key="work")
+            for call, limit in (
+                (lambda: Publisher(publisher.connection).open(deadline=0.5), 0.5),
+                (lambda: Publisher(proxy.settings()).open(deadline=0.5), 0.5),
+            ):
+                started = time.monotonic()
+                with pytest.raises(LabkitError):
+                    call()
+                assert time.monotonic() - started < limit + SLACK
+            started = time.monotonic()
+            own.close(timeout=1)
+            assert time.monotonic() - started < 1 + SLACK
+        assert len(roles(publisher.connection)) == 1
     drained(settings)
 
 
