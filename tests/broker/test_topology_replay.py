@@ -59,6 +59,10 @@ def cut(proxy, timeline):
 
 def test_the_topology_is_whole_after_each_of_five_cuts(settings, view):
     """G16, class size: what vanishes with a link comes back, header arguments included, and the deleted does not."""
+    whole_after_cuts(settings, view, 5)
+
+
+def whole_after_cuts(settings, view, cuts):
     with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
         channel = connection.channel()
         for each in (
@@ -84,7 +88,7 @@ def test_the_topology_is_whole_after_each_of_five_cuts(settings, view):
             channel.delete(each)
         before = definitions(view, settings)
         assert len(before) > 10
-        for _ in range(5):
+        for _ in range(cuts):
             cut(proxy, timeline)
             assert definitions(view, settings) == before
         assert "DeclarationRefused" not in timeline.names()
