@@ -160,11 +160,11 @@ def test_after_a_cut_it_consumes_anew_with_the_same_prefetch(settings, broker):
                 timeline.wait_for(ConnectionRecovered, timeout=20, since=mark)
                 assert consumer.is_consuming
                 fill(settings, str(number))
-                until(lambda number=number: consumer.handled == number)
+                until(lambda number=number: str(number).encode() in handler.bodies)
             if "process" in broker.capabilities:
                 shown = broker.ctl("list_consumers", "-p", settings.virtual_host, "queue_name", "prefetch_count")
                 assert [row.split() for row in shown.splitlines() if "work" in row] == [["work", "7"]]
-        assert handler.bodies == [b"1", b"2", b"3"]
+        assert set(handler.bodies) == {b"1", b"2", b"3"}  # one may have come twice: its acknowledgement was cut off
 
 
 def test_an_acknowledgement_from_before_the_cut_is_dropped_and_counted(settings):
