@@ -5,13 +5,17 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from labkit.lab.brokers import Broker
 from labkit.lab.copies import LANDING
+from labkit.lab.notebook_file import write
 from labkit.lab.server import NotebookServer
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -30,6 +34,25 @@ OUTPUTS = """cells => cells.map(cell => [
 # The kernel is really there only when the status bar says so: the toolbar's indicator says idle before it is
 # connected, and Run All then loses cells.
 KERNEL_IDLE = re.compile(r"\| Idle$")
+
+
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+
+
+@contextlib.contextmanager
+def serving(broker: Broker, project: Path, name: str, cells: Sequence[str]) -> Iterator[NotebookServer]:
+    """Serve one notebook of *cells*, whose kernel uses *broker*, from *project*/work."""
+    (project / "work").mkdir()
+    write(new_notebook(cells=[new_code_cell(cell) for cell in cells], metadata=KERNEL), project / "work" / name)
+    with pytest.MonkeyPatch.context() as patch:
+        if broker.home is not None:
+            patch.setenv("LABKIT_BROKER", str(broker.home))
+        server = NotebookServer(project / "work", project)
+        server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def program() -> str | None:

@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Locator, expect
 
-from labkit.lab.notebook_file import write
 from labkit.lab.server import NotebookServer
 from tests.lab import jupyter_page
-from tests.lab.jupyter_page import TIMEOUT, NotebookPage
+from tests.lab.jupyter_page import TIMEOUT, NotebookPage, serving
 
 PICTURES = Path(__file__).parents[2] / ".lab" / "pictures"
 NAME = "watch-it.ipynb"
-KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
 
 SETUP = """\
 import threading
@@ -38,16 +35,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.broker, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def server(broker, tmp_path_factory) -> Iterator[NotebookServer]:
     """JupyterLab on one notebook, whose kernel uses the test bench."""
-    project = tmp_path_factory.mktemp("gauge")
-    (project / "work").mkdir()
-    write(new_notebook(cells=[new_code_cell(cell) for cell in CELLS], metadata=KERNEL), project / "work" / NAME)
-    with pytest.MonkeyPatch.context() as patch:
-        if broker.home is not None:
-            patch.setenv("LABKIT_BROKER", str(broker.home))
-        server = NotebookServer(project / "work", project)
-        server.start()
-    yield server
-    server.stop()
+    with serving(broker, tmp_path_factory.mktemp("gauge"), NAME, CELLS) as server:
+        yield server
 
 
 @pytest.fixture
