@@ -27,7 +27,8 @@ def drop(impl: Any, reason: Exception) -> None:
     with _whatever_state():
         if not impl.is_closed:
             impl._on_stream_terminated(reason)
-    close_loop(impl.ioloop)
+    with _whatever_state():  # its constructor may have been interrupted at its first line
+        close_loop(impl.ioloop)
 
 
 def close_loop(loop: Any) -> None:

@@ -1,0 +1,10 @@
+"""Dropping a Pika connection never raises, however little of it there is."""
+
+import pika.exceptions as px
+from pika.adapters.select_connection import SelectConnection
+
+from labkit.dropping import drop
+
+
+def test_connection_whose_constructor_was_interrupted_at_its_first_line_is_dropped():
+    drop(SelectConnection.__new__(SelectConnection), px.ConnectionOpenAborted("interrupted while opening"))
