@@ -18,6 +18,9 @@ from tests.view import View
 # A shell that starts a job in the background has it ignore Ctrl-C; the tests of interrupts are not to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Nor SIGHUP under nohup, and a shell that starts with an ignored signal cannot trap it.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is not a failure: what must be fast has its own, explicit, deadline.
 hypothesis.settings.register_profile("labkit", deadline=None)
