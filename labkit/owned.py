@@ -8,6 +8,7 @@ finds the mark and does it. Only :meth:`OwnedConnection.wait` and the callbacks 
 Pika does nothing meanwhile.
 """
 
+import contextlib
 import logging
 import selectors
 import threading
@@ -126,7 +127,8 @@ class OwnedConnection:
 
     def pump(self) -> None:
         """Let Pika read what is there, send heartbeats and run callbacks."""
-        with self.call("reading", None) as connection:
+        with self.call("reading", None) as connection, contextlib.suppress(px.ChannelClosedByBroker):
+            # Pika 1.5 reports here, once more, a channel that the broker closed. Whoever uses that channel is told.
             connection.process_data_events(0)
         if self._raised:
             raise self._raised.pop(0)
