@@ -12,11 +12,10 @@ from typing import Any
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
-from labkit.bringup import SHORTEST_LIMIT, Answer, addresses, for_address, look_up, no_answer
+from labkit.bringup import SHORTEST_LIMIT, Answer, Hosts, addresses, for_address, look_up, no_answer
 from labkit.errors import Kind, classify, connect_error, describe
 from labkit.settings import BrokerSettings
 from labkit.urls import join_address
-from labkit.verdicts import is_tls_failure
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class AsyncBringup:
     def __init__(self, settings: BrokerSettings, open_one: OpenOne) -> None:
         self._settings = settings
         self._open_one = open_one
-        self._hosts = settings.to_pika()  # reads the TLS files: what is wrong with them is no connect error
+        self._hosts = Hosts(settings.to_pika())  # reads the TLS files: what is wrong with them is no connect error
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._ends = self._started + settings.connect_deadline
@@ -61,24 +60,15 @@ class AsyncBringup:
             await asyncio.sleep(pause)
 
     async def _try_every_host(self) -> Any:
-        hosts = list(self._hosts)
-        failure: Exception | None = None
+        hosts = self._hosts.begin_round()
         for position, parameters in enumerate(hosts):
-            if failure is not None and self._left() <= 0:
+            if position and self._left() <= 0:
                 break
             try:
                 return await self._attempt(parameters, self._left() / (len(hosts) - position))
-            except Exception as exc:
-                verdict = classify(exc)
-                if verdict.kind is Kind.REFUSED:
-                    if not is_tls_failure(exc):
-                        raise  # the same login gets the same answer from the other hosts
-                    self._hosts = [each for each in self._hosts if each is not parameters]
-                if failure is None or verdict.is_retryable:
-                    failure = exc  # a host that may come back counts for more than one that refused
-        if failure is None:
-            raise RuntimeError("there is no host to try")
-        raise failure
+            except Exception as exc:  # noqa: BLE001 - kept, and raised in the end
+                self._hosts.failed(parameters, exc)
+        raise self._hosts.failure
 
     async def _attempt(self, parameters: pika.ConnectionParameters, limit: float) -> Any:
         self._attempts += 1

@@ -37,6 +37,34 @@ class Emitter(Protocol):
         """Hand *event* on; never raises."""
 
 
+class Hosts:
+    """Which hosts are worth another question, and whose failure counts. No I/O."""
+
+    def __init__(self, hosts: list[pika.ConnectionParameters]) -> None:
+        self._left = hosts
+        self._failure: Exception | None = None
+
+    @property
+    def failure(self) -> Exception:
+        """The failure of this round that counts."""
+        return self._failure or RuntimeError("there is no host to try")
+
+    def begin_round(self) -> list[pika.ConnectionParameters]:
+        """Return the hosts to try now."""
+        self._failure = None
+        return list(self._left)
+
+    def failed(self, parameters: pika.ConnectionParameters, error: Exception) -> None:
+        """Take note of one host's *error*; raise it if the other hosts would answer the same."""
+        verdict = classify(error)
+        if verdict.kind is Kind.REFUSED:
+            if not is_tls_failure(error):
+                raise error  # the same login gets the same answer from the other hosts
+            self._left = [each for each in self._left if each is not parameters]
+        if self._failure is None or verdict.is_retryable:
+            self._failure = error  # a host that may come back counts for more than one that refused
+
+
 class Bringup:
     """One way from settings to an open connection, with its deadline. Used once, by one thread.
 
@@ -85,7 +113,7 @@ class Bringup:
     def run(self) -> Any:
         """Return what ``open_one`` opened; raise ConnectError, or one of its subclasses, with the cause."""
         settings = self._settings
-        self._hosts = settings.to_pika()  # reads the TLS files: what is wrong with them is no connect error
+        self._hosts = Hosts(settings.to_pika())  # reads the TLS files: what is wrong with them is no connect error
         self._started = self._clock.now()
         self._ends = self._started + self._deadline
         try:
@@ -101,25 +129,16 @@ class Bringup:
             raise self._give_up(exc) from exc
 
     def _try_every_host(self) -> Any:
-        hosts = list(self._hosts)
-        failure: Exception | None = None
+        hosts = self._hosts.begin_round()
         for position, parameters in enumerate(hosts):
-            if failure is not None and (self._left() <= 0 or (self._stop is not None and self._stop.is_set())):
+            if position and (self._left() <= 0 or (self._stop is not None and self._stop.is_set())):
                 break
             self._report_failure(next_delay=0.0)  # the previous host's
             try:
                 return self._attempt(parameters, self._share(len(hosts) - position))
-            except Exception as exc:
-                verdict = classify(exc)
-                if verdict.kind is Kind.REFUSED:
-                    if not is_tls_failure(exc):
-                        raise  # the same login gets the same answer from the other hosts
-                    self._hosts = [each for each in self._hosts if each is not parameters]
-                if failure is None or verdict.is_retryable:
-                    failure = exc  # a host that may come back counts for more than one that refused
-        if failure is None:
-            raise RuntimeError("there is no host to try")
-        raise failure
+            except Exception as exc:  # noqa: BLE001 - kept, and raised in the end
+                self._hosts.failed(parameters, exc)
+        raise self._hosts.failure
 
     def _attempt(self, parameters: pika.ConnectionParameters, limit: float) -> Any:
         self._attempts += 1

@@ -16,7 +16,7 @@ from labkit.pool_base import CLOSE_TIMEOUT, Pool
 from labkit.pool_stats import PoolStats
 from labkit.retry import Backoff
 from labkit.settings import BrokerSettings
-from labkit.validation import checked_number
+from labkit.validation import check_type, checked_number
 
 R = TypeVar("R")
 CONNECTIONS_MAX = 64
@@ -151,10 +151,7 @@ class ChannelPool:
         configure: Callable[[Channel], object] | None = None,
         leak_after: float | None = 60.0,
     ) -> None:
-        if not isinstance(settings, BrokerSettings):
-            raise ConfigurationError(
-                f"settings: a {type(settings).__name__} is not allowed; allowed: BrokerSettings", field="settings"
-            )
+        check_type("settings", settings, BrokerSettings)
         if checked_number("connections", connections, CONNECTIONS_MAX, whole=True) == 0:
             raise ConfigurationError(
                 f"connections: 0 is not allowed; allowed: 1 to {CONNECTIONS_MAX}", field="connections", value=0

@@ -16,7 +16,7 @@ from typing import Self
 
 from labkit import io_thread
 from labkit.channel import Channel
-from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError
+from labkit.errors import DeadlineExceeded, LabkitError
 from labkit.events import Dispatcher, Listener
 from labkit.io_thread import Waiter
 from labkit.lifecycle import Lifecycle, Role, Way
@@ -25,7 +25,7 @@ from labkit.opening import follow, start_recovery
 from labkit.retry import Backoff
 from labkit.settings import BrokerSettings
 from labkit.states import State
-from labkit.validation import checked_number
+from labkit.validation import check_type, checked_number
 
 LOGGER = logging.getLogger(__name__)
 CHANNEL_TIMEOUT = 10.0  # seconds to open a channel
@@ -101,8 +101,8 @@ class Connection:
         recovery: bool | float = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        _check_type("settings", settings, BrokerSettings)
-        _check_type("backoff", backoff, Backoff)
+        check_type("settings", settings, BrokerSettings)
+        check_type("backoff", backoff, Backoff)
         self.settings = settings
         self.backoff = backoff
         self.recovery = recovery if isinstance(recovery, bool) else float(checked_number("recovery", recovery))
@@ -219,7 +219,7 @@ class Connection:
             DeadlineExceeded: it was not reached within *timeout* seconds.
         """
         self._may_wait()
-        _check_type("state", state, State)
+        check_type("state", state, State)
         self._life.wait_for(state, checked_number("timeout", timeout))
 
     def status(self) -> ConnectionStatus:
@@ -299,15 +299,6 @@ class Connection:
             events=self.events,
             recovers=self.recovery is not False,
             start_recovery=recover,
-        )
-
-
-def _check_type(name: str, value: object, wanted: type) -> None:
-    if not isinstance(value, wanted):
-        raise ConfigurationError(
-            f"{name}: a {type(value).__name__} is not allowed; allowed: {wanted.__name__}",
-            field=name,
-            allowed=wanted.__name__,
         )
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from labkit.channel import Channel
 from labkit.connection import Connection
-from labkit.errors import ConfigurationError, LabkitError
+from labkit.errors import LabkitError
 from labkit.events import ConnectionLost, Event
 from labkit.lease import Borrowed
 from labkit.link import Link
@@ -17,6 +17,7 @@ from labkit.pool_keeper import Source
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
 from labkit.states import State
+from labkit.validation import check_type
 
 R = TypeVar("R")
 
@@ -123,10 +124,7 @@ class ConnectionPool(Pool[Connection]):
         _backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         if _source is None:
-            if not isinstance(settings, BrokerSettings):
-                raise ConfigurationError(
-                    f"settings: a {type(settings).__name__} is not allowed; allowed: BrokerSettings", field="settings"
-                )
+            check_type("settings", settings, BrokerSettings)
             _source = ConnectionSource(settings, _backoff)
         super().__init__(
             _source,

@@ -262,6 +262,16 @@ def checked_number(name: str, value: Any, maximum: float = 10.0**9, *, whole: bo
     )
 
 
+def check_type(name: str, value: object, wanted: type) -> None:
+    """Raise ConfigurationError unless *value*, an argument of a call, is a *wanted*."""
+    if not isinstance(value, wanted):
+        raise ConfigurationError(
+            f"{name}: a {type(value).__name__} is not allowed; allowed: {wanted.__name__}",
+            field=name,
+            allowed=wanted.__name__,
+        )
+
+
 def checked_name(name: str, value: Any) -> str:
     """Return *value*, an argument of a call, if AMQP can carry it as a name: text of 1 to 255 bytes.
 
