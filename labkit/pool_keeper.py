@@ -184,7 +184,7 @@ class Keeper(Generic[T]):
                     late.append((held, lease._frames))
                 del lease
         for held, frames in late:
-            LOGGER.warning("a lease is out for %.0f s; it was checked out here:\n%s", held, shown(frames))
+            LOGGER.warning("a lease is out for %.1f s; it was checked out here:\n%s", held, shown(frames))
         return out
 
     def _grow(self, now: float) -> float:

@@ -146,7 +146,7 @@ class WaitingLine(HandOff[T]):
             else:
                 self.offer(entry)
         if was_reported:
-            LOGGER.warning("a lease that was out for too long came back after %.0f s", held)
+            LOGGER.warning("a lease that was out for too long came back after %.1f s", held)
 
     def drop(self, lease: Lease[T]) -> None:
         """Take back what an interrupted caller may have been granted; what it was given nobody has seen."""

@@ -740,12 +740,12 @@ def test_lease_that_is_out_too_long_is_reported_once_with_its_place(caplog):
     pool.step()
     pool.step()
     assert pool.get_stats().leaks == 1
-    assert "out for 61 s" in caplog.text
+    assert "out for 61.0 s" in caplog.text
     assert "in borrow_and_keep" in caplog.text
     assert f"{__file__}:{borrow_and_keep.__code__.co_firstlineno + 1}" in caplog.text
     assert "labkit/pool_base.py" not in caplog.text
     lease.checkin()
-    assert "came back after 61 s" in caplog.text
+    assert "came back after 61.0 s" in caplog.text
 
 
 def test_no_leak_is_reported_when_that_is_switched_off(caplog):
