@@ -289,13 +289,18 @@ def run_stages(stages):
     return max(code != 0 for _, code, _, _ in results)
 
 
+def side_by_side(workers, distribution):
+    """Two cores suffice: most tests wait for a broker, a deadline or a browser. A notebook stays in one process."""
+    return ["-n", workers, "--dist", distribution]
+
+
 def check_stages():
     # Fast things first: a typo should not wait for the types.
     return [
         ("format", [BIN / "ruff", "format", "--check", "."]),
         ("lint", [BIN / "ruff", "check", "."]),
         ("types", [PYTHON, "-m", "mypy"]),
-        ("unit", [PYTHON, "-m", "pytest", "-q", "tests/unit"]),
+        ("unit", [PYTHON, "-m", "pytest", "-q", *side_by_side("2", "worksteal"), "tests/unit"]),
     ]
 
 
@@ -324,17 +329,17 @@ def main():
         [
             *check_stages(),
             ("rules", [*pytest, "tests/test_notebook_rules.py"]),
-            ("broker", [*pytest, "tests/broker", *rest]),
-            ("lab", [*pytest, "tests/lab", *rest]),
-            ("notebooks", [*pytest, "--nbval", "--nbval-current-env", "notebooks"]),
+            ("broker", [*pytest, *side_by_side("3", "worksteal"), "tests/broker", *rest]),
+            ("lab", [*pytest, *side_by_side("2", "worksteal"), "tests/lab", *rest]),
+            ("notebooks", [*pytest, *side_by_side("2", "loadfile"), "--nbval", "--nbval-current-env", "notebooks"]),
         ]
     )
 
 
 def clean():
     if PYTHON.exists():
-        for bench in (".lab", ".lab/test"):
-            labkit("down", "--home", str(ROOT / bench))
+        for bench in [ROOT / ".lab"] + sorted((ROOT / ".lab").glob("test*")):
+            labkit("down", "--home", str(bench))
     for name in (".venv", ".lab", "build", "dist", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"):
         shutil.rmtree(str(ROOT / name), ignore_errors=True)
     say("clean: the brokers of this checkout are down; .venv, .lab and the caches are gone; work/ is yours and stays")

@@ -26,7 +26,8 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 hypothesis.settings.register_profile("labkit", deadline=None)
 hypothesis.settings.load_profile("labkit")
 
-TEST_BENCH = project() / ".lab" / "test"
+# Tests that run side by side (`-n 3`) have a broker each: what one of them closes, counts or blocks is its own.
+TEST_BENCH = project() / ".lab" / "-".join(["test", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
 
 
 @pytest.fixture(scope="session")
