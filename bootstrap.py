@@ -31,6 +31,8 @@ TESTED = ("3.14", "3.13", "3.12", "3.11")
 DISK_NEEDED = 2_000_000_000  # bytes: 0.5 GB of packages, 0.4 GB of broker, room for logs and work
 # Stages full of deadlines. In CI, one that fails is run once more, and the table says so; never locally.
 AGAIN_IN_CI = ("broker", "lab")
+# Tests run side by side, on two cores too: most of them wait for a broker, a deadline or a browser.
+ONE_BY_ONE = ("--dist=load", "--maxschedchunk=1")
 COMMANDS = ("lab", "test", "check", "soak", "clean")
 
 GET_PYTHON = {
@@ -289,18 +291,13 @@ def run_stages(stages):
     return max(code != 0 for _, code, _, _ in results)
 
 
-def side_by_side(workers, distribution):
-    """Two cores suffice: most tests wait for a broker, a deadline or a browser. A notebook stays in one process."""
-    return ["-n", workers, "--dist", distribution]
-
-
 def check_stages():
     # Fast things first: a typo should not wait for the types.
     return [
         ("format", [BIN / "ruff", "format", "--check", "."]),
         ("lint", [BIN / "ruff", "check", "."]),
         ("types", [PYTHON, "-m", "mypy"]),
-        ("unit", [PYTHON, "-m", "pytest", "-q", *side_by_side("2", "worksteal"), "tests/unit"]),
+        ("unit", [PYTHON, "-m", "pytest", "-q", "-n2", "tests/unit"]),
     ]
 
 
@@ -329,9 +326,9 @@ def main():
         [
             *check_stages(),
             ("rules", [*pytest, "tests/test_notebook_rules.py"]),
-            ("broker", [*pytest, *side_by_side("3", "worksteal"), "tests/broker", *rest]),
-            ("lab", [*pytest, *side_by_side("2", "worksteal"), "tests/lab", *rest]),
-            ("notebooks", [*pytest, *side_by_side("2", "loadfile"), "--nbval", "--nbval-current-env", "notebooks"]),
+            ("broker", [*pytest, "-n3", *ONE_BY_ONE, "tests/broker", *rest]),
+            ("lab", [*pytest, "-n2", *ONE_BY_ONE, "tests/lab", *rest]),
+            ("notebooks", [*pytest, "-n2", "--dist=loadfile", "--nbval", "--nbval-current-env", "notebooks"]),
         ]
     )
 

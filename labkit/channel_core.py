@@ -214,12 +214,15 @@ class Core:
             if not self.is_open:
                 raise self.lost()
             self._unsettled -= 1
-            if verb == "ack":
-                self.pika.basic_ack(tag)
-            elif verb == "nack":
-                self.pika.basic_nack(tag, requeue=requeue)
-            else:
-                self.pika.basic_reject(tag, requeue=requeue)
+            try:
+                if verb == "ack":
+                    self.pika.basic_ack(tag)
+                elif verb == "nack":
+                    self.pika.basic_nack(tag, requeue=requeue)
+                else:
+                    self.pika.basic_reject(tag, requeue=requeue)
+            except px.AMQPError as exc:  # closed between its last sign of life and now
+                raise self.lost(self.reason or exc) from exc
 
         self.io.call(send, timeout=timeout)
 

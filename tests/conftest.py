@@ -30,6 +30,12 @@ hypothesis.settings.load_profile("labkit")
 TEST_BENCH = project() / ".lab" / "-".join(["test", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, the long tests go first: the last one to end decides how long all of them take."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """The test bench's broker; the learner's own is never touched. What this run started, it ends."""

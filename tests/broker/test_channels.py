@@ -255,6 +255,15 @@ def test_an_ack_after_the_channel_is_gone_says_so_and_the_message_comes_again(co
     assert fetch(connection.channel()).redelivered
 
 
+def test_an_ack_while_the_connection_closes_says_so_in_our_words(channel):
+    channel.publish("x", routing_key="work")
+    delivery = fetch(channel)
+    core = channel._core
+    core.io.call(lambda: core.link.connection.close(), timeout=5.0)  # behind our back: no callback has come yet
+    with pytest.raises(ChannelLost):
+        delivery.ack()
+
+
 def test_a_deleted_queue_ends_its_consumer_with_an_event(channel, timeline):
     tag = channel.consume("work", print)
     channel.delete(Queue("work"))

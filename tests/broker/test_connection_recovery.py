@@ -316,6 +316,7 @@ def test_twenty_forced_reconnects_leave_nothing_behind(settings):
         assert len(proxy.links) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.own_broker
 @pytest.mark.timeout(180)
 def test_a_killed_broker_is_noticed_at_once_and_found_again(monkeypatch):

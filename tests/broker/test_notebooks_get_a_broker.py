@@ -9,7 +9,7 @@ from sample_notebook import code, numbered, printed, pytest_project, run_pytest,
 
 from labkit.lab import brokers
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 ASKS = "from labkit.lab import brokers\n\nbroker = brokers.find()\nprint(broker is not None and broker.is_running)"
 

@@ -10,7 +10,7 @@ from tests.broker.connections import SLACK
 from tests.unit.still_pool import adds_up
 from tests.view import until
 
-pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_blocked_spells_cost_no_place_and_end_in_time():

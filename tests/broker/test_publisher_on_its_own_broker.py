@@ -23,7 +23,7 @@ from tests.broker.connections import SLACK, connected
 from tests.broker.publishing import check_nothing_is_lost, drained
 from tests.view import until
 
-pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def declare(connection, broker, queue):
