@@ -259,9 +259,13 @@ def test_an_ack_while_the_connection_closes_says_so_in_our_words(channel):
     channel.publish("x", routing_key="work")
     delivery = fetch(channel)
     core = channel._core
-    core.io.call(lambda: core.link.connection.close(), timeout=5.0)  # behind our back: no callback has come yet
-    with pytest.raises(ChannelLost):
+
+    def close_and_ack():
+        core.link.connection.close()  # behind our back, and in the same turn: no callback has come yet
         delivery.ack()
+
+    with pytest.raises(ChannelLost):
+        core.io.call(close_and_ack, timeout=5.0)
 
 
 def test_a_deleted_queue_ends_its_consumer_with_an_event(channel, timeline):

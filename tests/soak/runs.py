@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+# Three at a time, each with a broker of its own; a notebook stays in one process.
+SIDE_BY_SIDE = {"broker": ("-n3", "--dist=load", "--maxschedchunk=1"), "notebooks": ("-n2", "--dist=loadfile")}
 RUN_TIMEOUT = 2400  # seconds for one stage on one version
 CLOSING = re.compile(r"(\d+) (passed|failed|skipped|deselected|warnings?|errors?)")
 
@@ -20,9 +22,10 @@ def run_tests(
     """
     began = time.monotonic()
     log = clone.parent / f"{what}.log"
+    beside = SIDE_BY_SIDE.get(what.split()[0].rstrip(","), ())
     with log.open("w") as output:
         subprocess.run(
-            [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+            [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *beside, *arguments],
             cwd=clone, env={**os.environ, "PYTHONPATH": str(clone), "LABKIT_REQUIRE": "", **environment},
             stdout=output, stderr=subprocess.STDOUT, timeout=RUN_TIMEOUT, check=False,
         )  # fmt: skip
