@@ -20,6 +20,7 @@ from labkit.errors import LabkitError
 from labkit.lab.copies import LANDING
 
 PREFERRED_PORT = 8888
+ATTEMPTS = 3  # to have a port that nobody takes while JupyterLab starts
 READY_TIMEOUT = 60.0  # seconds; 2.4 measured on two cores
 STOP_TIMEOUT = 10.0  # seconds; kernels get this long to end by themselves
 
@@ -37,6 +38,7 @@ class NotebookServer:
     def __init__(self, directory: Path, state: Path, *, port: int | None = None) -> None:
         self._directory = directory
         self._state = state
+        self._may_move = port is None
         self._port = port or free_port(PREFERRED_PORT)
         self._token = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,10 +51,23 @@ class NotebookServer:
     def start(self) -> None:
         """Start JupyterLab and wait until it answers.
 
+        A port that another program took since it was chosen is replaced by a free one, unless it was asked for.
+
         Raises:
             ServerError: it ended (a busy port), or said nothing for 60 s; the text holds the log's last lines.
         """
         self._write_settings()
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._start()
+            except ServerError:
+                still_free = free_port(self._port)
+                if still_free == self._port or not self._may_move:
+                    raise
+                self._port = still_free
+        return self._start()
+
+    def _start(self) -> None:
         log = self._state / "jupyter.log"
         with log.open("wb") as sink:
             # Its own session: Ctrl-C at the terminal reaches us alone, and we end the server with all its kernels.
@@ -129,7 +144,8 @@ class NotebookServer:
                     if client.get(f"http://127.0.0.1:{self._port}/api/status").status_code == 200:
                         return
             except httpx.HTTPError:
-                time.sleep(0.1)
+                pass
+            time.sleep(0.1)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
         raise ServerError(f"JupyterLab {went} on port {self._port}; its log ends: {tail}")
 

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
+from labkit.lab.server import NotebookServer, ServerError
 
 ROOT = Path(__file__).parents[2]
 START = 90.0  # seconds
@@ -69,3 +72,21 @@ def test_it_listens_on_loopback_only_and_asks_for_a_token(lab_command):
     listening = [c for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert listening
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+
+
+def test_a_port_taken_since_it_was_chosen_is_replaced(tmp_path):
+    (tmp_path / "work").mkdir()
+    server = NotebookServer(tmp_path / "work", tmp_path)
+    with socket.create_server(("127.0.0.1", httpx.URL(server.address).port)) as squatter:
+        try:
+            server.start()
+            assert httpx.URL(server.address).port != squatter.getsockname()[1]
+        finally:
+            server.stop()
+
+
+def test_a_taken_port_that_was_asked_for_is_an_error_that_names_it(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        port = squatter.getsockname()[1]
+        with pytest.raises(ServerError, match=f"on port {port}; its log ends"):
+            NotebookServer(tmp_path, tmp_path, port=port).start()
