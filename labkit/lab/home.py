@@ -1,8 +1,10 @@
 """Where the bench keeps its things: one private directory a project. Knows no broker."""
 
+import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from labkit.errors import BrokerError
@@ -43,6 +45,27 @@ def private_directory(path: Path) -> Path:
     except OSError as error:
         raise unwritable(path, error) from error
     return path.resolve()
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write *content* to *path*, whole or not at all; who may read it is settled before anything is in it.
+
+    Raises:
+        BrokerError: its directory cannot be written.
+    """
+    temporary = ""
+    try:
+        # mkstemp makes it readable to this user alone.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        with os.fdopen(descriptor, "wb") as file:
+            if os.name != "nt":
+                Path(temporary).chmod(mode)
+            file.write(content)
+        os.replace(temporary, path)  # noqa: PTH105 - the atomic one, spelled out
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise unwritable(path.parent, error) from error
 
 
 def require_space(path: Path, needed: int = SPACE_NEEDED) -> None:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import filelock
 
 from labkit.errors import BrokerError
-from labkit.lab.home import unwritable
+from labkit.lab.home import replace_file, unwritable
 
 STATE_FILE = "broker.json"
 LOCK_FILE = "broker.lock"
@@ -83,17 +81,7 @@ class StateFile:
         Raises:
             BrokerError: the directory cannot be written.
         """
-        temporary = ""
-        try:
-            # mkstemp makes it readable to this user alone, before the password is in it.
-            descriptor, temporary = tempfile.mkstemp(dir=self.home, prefix=".broker-", suffix=".json")
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(record), file, indent=1)
-            os.replace(temporary, self.path)  # noqa: PTH105 - the atomic one, spelled out
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise unwritable(self.home, error) from error
+        replace_file(self.path, json.dumps(asdict(record), indent=1).encode())
         return record
 
     def remove(self) -> None:
