@@ -1,6 +1,7 @@
 """The wire between a client and its broker: see what crosses it, and break it.
 
-``Proxy`` does both; the faults are plain data. See ``docs/wire.md`` for what Pika makes of each.
+``Proxy`` does both; the faults are plain data. See ``docs/wire.md`` for what Pika makes of each. ``TlsTerminator`` is
+a TLS endpoint in front of a broker's plain port.
 """
 
 from labkit.lab.wire.conversation import Conversation
@@ -19,6 +20,7 @@ from labkit.lab.wire.faults import (
 from labkit.lab.wire.frames import Frame, FrameReader
 from labkit.lab.wire.proxy import ActiveFault, Proxy
 from labkit.lab.wire.tap import Mark, Tap
+from labkit.lab.wire.terminator import TlsTerminator
 
 __all__ = [
     "ActiveFault",
@@ -38,4 +40,5 @@ __all__ = [
     "SlowClose",
     "Stall",
     "Tap",
+    "TlsTerminator",
 ]
