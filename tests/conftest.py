@@ -11,6 +11,7 @@ import pytest
 from labkit.lab import brokers
 from labkit.lab.brokers import Broker
 from labkit.lab.brokers.discovery import KINDS
+from labkit.lab.certificates import LabCertificates
 from labkit.lab.home import project
 from labkit.settings import BrokerSettings
 from tests.view import View
@@ -67,3 +68,17 @@ def settings(broker: Broker) -> Iterator[BrokerSettings]:
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield broker.vhost(name).replace(connection_name=name)
     broker.delete_vhost(name)
+
+
+@pytest.fixture
+def encrypted(broker: Broker, settings: BrokerSettings) -> BrokerSettings:
+    """The test's virtual host, by the TLS listener."""
+    if "tls" not in broker.capabilities:
+        pytest.skip("needs a broker with the lab's TLS listener")
+    return broker.settings(settings.virtual_host, tls=True).replace(connection_name=settings.connection_name)
+
+
+@pytest.fixture
+def certificates(broker: Broker) -> LabCertificates:
+    assert broker.home is not None
+    return LabCertificates(broker.home)

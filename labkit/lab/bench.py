@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import logging
 import re
 import weakref
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from labkit.errors import ConfigurationError, LabkitError
 from labkit.lab import brokers, diagnosis, doctor
+from labkit.lab import home as homes
 from labkit.lab.boards.following import FollowedTimeline
 from labkit.lab.boards.state_timeline import StateTimeline
+from labkit.lab.certificates import Flaw, LabCertificates
 from labkit.lab.checks import Exercises
 from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
-from labkit.lab.wire import Proxy
+from labkit.lab.wire import Proxy, TlsTerminator
 from labkit.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -40,19 +43,30 @@ class Lab:
     Args:
         id: The notebook's number, ``"04"``; letters, digits and hyphens.
         own_broker: Start a private node for this notebook, to restart it, kill it or raise an alarm on it.
+        demand_certificate: The private node's TLS listener refuses clients that show no certificate.
+
+    Raises:
+        ConfigurationError: *id* is no name, or a certificate is to be demanded by a broker that others use.
     """
 
-    def __init__(self, id: str, *, own_broker: bool = False) -> None:  # noqa: A002 - the notebooks' word
+    def __init__(self, id: str, *, own_broker: bool = False, demand_certificate: bool = False) -> None:  # noqa: A002 - the notebooks' word
         if not isinstance(id, str) or not NAME.fullmatch(id):
             raise ConfigurationError(f"Lab id {id!r}: expected letters, digits and hyphens, such as '04'")
+        if demand_certificate and not own_broker:
+            raise ConfigurationError(
+                "demand_certificate: allowed together with own_broker=True; other notebooks use the shared broker",
+                field="demand_certificate", value=demand_certificate, allowed="together with own_broker=True",
+            )  # fmt: skip
         earlier = _open_labs.pop(id, None)
         if earlier is not None:
             earlier._release()
         self.id = id
         self.timeline = FollowedTimeline()  # give it to a connection: listeners=[lab.timeline]
-        self._own_broker = own_broker
+        self._own_broker, self._demand_certificate = own_broker, demand_certificate
         self._broker: brokers.Broker | None = None
         self._proxies: list[Proxy] = []
+        self._impostors: list[TlsTerminator] = []
+        self._users: set[str] = set()
         self._panels: dict[Proxy, FaultPanelView] = {}  # one a proxy: a cell that runs again shows the same state
         self._state_board: StateBoardView | None = None
         self._gauges: weakref.WeakKeyDictionary[Measured, PoolGaugeView] = weakref.WeakKeyDictionary()
@@ -78,21 +92,70 @@ class Lab:
             BrokerError: none is running and none could be started.
         """
         if self._broker is None:
-            whole = self._exits.enter_context(brokers.own()) if self._own_broker else brokers.up()
+            whole = self._private() if self._own_broker else brokers.up()
             whole.delete_vhost(self.virtual_host)
             whole.vhost(self.virtual_host)
             self._broker = whole.scoped(self.virtual_host)
         return self._broker
 
-    def settings(self, *, tls: bool = False) -> BrokerSettings:
-        """How to reach this notebook's virtual host; connections are named ``lab-<id>``."""
-        if tls:
-            raise LabkitError("this bench has no TLS listener yet: use settings() without tls")
-        return self.broker.settings(self.virtual_host).replace(connection_name=self.virtual_host)
+    def _private(self) -> brokers.Broker:
+        return self._exits.enter_context(brokers.own(demand_certificate=self._demand_certificate))
 
-    def proxy(self) -> Proxy:
-        """A TCP proxy in front of the broker that shows and breaks what passes; closed with the lab at the latest."""
-        proxy = Proxy(self.settings())
+    def settings(self, *, tls: bool = False) -> BrokerSettings:
+        """How to reach this notebook's virtual host; connections are named ``lab-<id>``.
+
+        Args:
+            tls: By the TLS listener, verifying the broker's certificate against the lab's authority.
+
+        Raises:
+            BrokerError: TLS was asked for and this broker has no listener.
+        """
+        return self.broker.settings(self.virtual_host, tls=tls).replace(connection_name=self.virtual_host)
+
+    @property
+    def certificates(self) -> LabCertificates:
+        """The bench's certificate authority: ``ca_file``, ``server()``, ``client("alice")``, and flawed ones."""
+        return LabCertificates(self.broker.home or homes.private_directory(homes.bench()))
+
+    def impostor(self, flaw: Flaw | None = "other-ca", *, upstream: BrokerSettings | None = None) -> TlsTerminator:
+        """A TLS endpoint in front of the broker whose certificate has a *flaw*; closed with the lab at the latest.
+
+        Args:
+            flaw: "expired", "not-yet-valid", "wrong-name" or "other-ca"; None for a certificate in order.
+            upstream: Where it passes the bytes on to; None: the broker. A proxy's settings show what it can read.
+
+        Raises:
+            ConfigurationError: there is no such flaw, or *upstream* speaks TLS.
+        """
+        certificates = self.certificates
+        behind = self.settings() if upstream is None else upstream
+        impostor = TlsTerminator(behind, certificates.server(flaw), ca_file=certificates.ca_file)
+        self._impostors.append(impostor)
+        return impostor.open()
+
+    def user(
+        self, name: str, password: str | None = None, *, configure: str = ".*", write: str = ".*", read: str = ".*"
+    ) -> None:
+        """Make the user *name*, who may do in this notebook's virtual host what the patterns allow; gone with the lab.
+
+        Args:
+            name: The user's name, the same on the whole broker.
+            password: None: it can log in by its certificate only.
+            configure: Names of the queues and exchanges that it may declare and delete; "" for none.
+            write: Those that it may publish to.
+            read: Those that it may consume from.
+        """
+        self._users.add(name)
+        self.broker.add_user(name, password)
+        self.broker.grant(name, self.virtual_host, configure=configure, write=write, read=read)
+
+    def proxy(self, *, tls: bool = False) -> Proxy:
+        """A TCP proxy in front of the broker that shows and breaks what passes; closed with the lab at the latest.
+
+        Args:
+            tls: In front of the TLS listener: then it breaks what passes, and cannot read it.
+        """
+        proxy = Proxy(self.settings(tls=tls))
         proxy.open()
         self._proxies.append(proxy)
         return proxy
@@ -215,8 +278,8 @@ class Lab:
     def _left_open(self) -> list[str]:
         if self._broker is None:
             return []
-        for proxy in self._proxies:
-            proxy.close()
+        for close in self._closes_between():
+            close()
         left = []
         if self._broker.is_paused:
             self._broker.resume()  # a frozen broker answers nobody, so the next notebook would hang
@@ -228,22 +291,29 @@ class Lab:
         names = [connection.client_name or "(without a name)" for connection in seen]
         return left + [f"left open: {names.count(name)} x connection {name}" for name in sorted(set(names))]
 
+    def _closes_between(self) -> list[Callable[[], object]]:
+        """How to close what stands between the notebook and its broker, in the order of the bytes."""
+        between: list[TlsTerminator | Proxy] = [*self._impostors, *self._proxies]
+        return [each.close for each in between]
+
     def _release(self) -> None:
         _open_labs.pop(self.id, None)
         broker, self._broker = self._broker, None
         steps: list[Callable[[], object]] = [view.panel.all_off for view in self._panels.values()]
-        steps += [proxy.close for proxy in self._proxies]
+        steps += self._closes_between()
         if broker is not None:
             steps += [
                 broker.resume,
                 lambda: broker.close_connections("lab closed"),
                 lambda: broker.delete_vhost(self.virtual_host),
+                *(functools.partial(broker.delete_user, name) for name in self._users),
             ]
         steps.append(self._exits.close)
         if self._state_board is not None:
             steps.append(self._state_board.board.stop)  # last: it shows how the connections ended
         steps += [view.gauge.stop for view in self._gauges.values()]
-        self._proxies, self._panels, self._state_board = [], {}, None
+        self._proxies, self._impostors, self._panels, self._state_board = [], [], {}, None
+        self._users = set()
         self._gauges = weakref.WeakKeyDictionary()
         for step in steps:
             with contextlib.suppress(LabkitError):  # each step is tried: a broker that is gone must not keep the rest

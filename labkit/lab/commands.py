@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from labkit.errors import BrokerError
-from labkit.lab import brokers, copies, doctor, images, lesson, refreshing, running
-from labkit.lab.brokers.discovery import VARIABLE, recorded
+from labkit.lab import brokers, certificate_commands, copies, doctor, images, lesson, refreshing, running
+from labkit.lab.brokers.discovery import VARIABLE, known
 from labkit.lab.brokers.zero import reset as reset_broker
 
 app = typer.Typer(
@@ -18,19 +18,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # main() turns our errors into one line
 )
 
+app.add_typer(certificate_commands.app, name="certs")
+
 Home = Annotated[Path | None, typer.Option(help="Bench directory; by default the project's .lab.")]
 
 
 def say(text: str) -> None:
     """Tell the user what is going on; stdout is for answers."""
     typer.echo(text, err=True)
-
-
-def _recorded(home: Path | None) -> brokers.Broker:
-    broker = recorded(home)
-    if broker is None:
-        raise BrokerError("no broker has been started here: `labkit up` starts one")
-    return broker
 
 
 @app.command()
@@ -40,6 +35,8 @@ def up(
     """Find the bench's broker or start one; it stays when this command ends."""
     broker = brokers.up(kind, home, say)
     typer.echo(f"RabbitMQ {_version(broker)} ({broker.backend}) at {broker.settings().to_url()}")
+    if "tls" in broker.capabilities:
+        typer.echo(f"with TLS: {broker.settings(tls=True).to_url()}")
     typer.echo(f"management page: {broker.management_url}")
 
 
@@ -55,10 +52,12 @@ def status(
     show_password: Annotated[bool, typer.Option("--show-password", help="Show the password in the URL.")] = False,
 ) -> None:
     """Say which broker there is, and how it is; exit code 1 when none runs."""
-    broker = _recorded(home)
+    broker = known(home)
     state = "paused" if broker.is_paused else "running" if broker.is_running else "stopped"
     typer.echo(f"{broker.backend}: {state}")
     typer.echo(f"AMQP: {broker.settings().to_url(mask=not show_password)}")
+    if "tls" in broker.capabilities:
+        typer.echo(f"AMQP over TLS: {broker.settings(tls=True).to_url(mask=not show_password)}")
     typer.echo(f"management page: {broker.management_url}")
     if state == "running":
         typer.echo(f"RabbitMQ {_version(broker)}")
@@ -70,7 +69,7 @@ def logs(
     home: Home = None, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines.")] = 50
 ) -> None:
     """Show the end of the broker's log."""
-    typer.echo(_recorded(home).logs(lines))
+    typer.echo(known(home).logs(lines))
 
 
 @app.command()
@@ -97,7 +96,7 @@ def reset(
         kept = f"; yours is kept as {copy.mine.name}" if copy.mine else ""
         typer.echo(f"{copy.path.name} is fresh{kept}")
     if broker:
-        reset_broker(_recorded(home), say)
+        reset_broker(known(home), say)
 
 
 @app.command(name="doctor")

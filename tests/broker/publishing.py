@@ -1,5 +1,7 @@
 """What the tests of ``labkit.Publisher`` share: a publisher behind a proxy, and a look into a queue."""
 
+import itertools
+import threading
 from collections import Counter
 from contextlib import contextmanager
 
@@ -18,6 +20,27 @@ def publishing(settings, *, queue="work", arguments=None, heartbeat=5, **options
             channel.declare(Queue(queue, arguments=arguments or {}))
         with Publisher(connection, **options) as publisher:
             yield publisher, proxy, timeline
+
+
+@contextmanager
+def publishing_steadily(publisher, queue, *, messages):
+    """Publish without a pause while the block lasts, and at least *messages*; yield the confirmations so far."""
+    sent, stop = [], threading.Event()
+
+    def work():
+        for number in itertools.count():
+            if stop.is_set() and number >= messages:
+                return
+            sent.append(publisher.publish(str(number), routing_key=queue, deadline=120))
+
+    sender = threading.Thread(target=work)
+    sender.start()
+    try:
+        yield sent
+    finally:
+        stop.set()
+        sender.join(120)
+    publisher.flush(timeout=120)
 
 
 def drained(settings, queue="work", silence=1.0):

@@ -8,7 +8,7 @@ import pika
 import pika.exceptions
 import pytest
 
-from labkit.errors import BrokerError, LabkitError
+from labkit.errors import BrokerError
 from labkit.lab import Lab, brokers
 from labkit.lab.brokers import Broker
 from labkit.lab.brokers.discovery import VARIABLE
@@ -126,11 +126,6 @@ def test_the_doctor_of_a_notebook_looks_at_the_broker_that_the_notebook_uses(lab
     rows = {finding.name: finding.ok for finding in lab.doctor()}
     assert rows["broker"]
     assert rows["management"]
-
-
-def test_tls_is_refused_in_words_while_there_is_no_listener_for_it(lab: Lab) -> None:
-    with pytest.raises(LabkitError, match="no TLS listener"):
-        lab.settings(tls=True)
 
 
 def test_a_kernel_that_ends_without_close_leaves_no_virtual_host(bench: Broker) -> None:

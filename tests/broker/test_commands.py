@@ -53,8 +53,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     kind = os.environ.get("LABKIT_BROKER", "auto")
     try:
         done = labkit("up", "--kind", kind if kind in KINDS else "auto", "--home", str(place))
-        first, second = done.stdout.splitlines()
+        first, encrypted, second = done.stdout.splitlines()
         assert re.fullmatch(VERSION.pattern + r" \(\w+\) at amqp://lab:\*\*\*@127\.0\.0\.1:\d+", first)
+        assert re.fullmatch(r"with TLS: amqps://lab:\*\*\*@127\.0\.0\.1:\d+\?ca_file=.*ca\.pem", encrypted)
         assert re.fullmatch(r"management page: http://127\.0\.0\.1:\d+", second)
         yield place
     finally:
@@ -118,13 +119,16 @@ def test_no_process_has_the_password_on_its_command_line(home: Path) -> None:
     assert not [line for line in seen if secret in line]
 
 
-def test_reset_brings_virtual_hosts_back_to_zero(home: Path) -> None:
+def test_reset_brings_virtual_hosts_and_users_back_to_zero(home: Path) -> None:
     broker = brokers.find(home)
     assert broker is not None
     broker.vhost("left behind")
+    broker.add_user("forgotten")
     done = labkit("reset", "--broker", "--home", str(home))
     assert "deleted 1 other virtual hosts" in done.stderr
+    assert "deleted the user forgotten" in done.stderr
     assert broker.vhosts() == ["/"]
+    assert broker.users() == ["guest", "lab"]
 
 
 def test_reset_without_a_word_says_what_it_wants() -> None:

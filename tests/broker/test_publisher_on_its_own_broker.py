@@ -1,7 +1,6 @@
 """A publisher through what only a broker of its own can suffer: kill -9, a restart, an alarm."""
 
 import contextlib
-import itertools
 import threading
 import time
 
@@ -20,7 +19,7 @@ from labkit import (
 from labkit.errors import BrokerError
 from labkit.lab import brokers
 from tests.broker.connections import SLACK, connected
-from tests.broker.publishing import check_nothing_is_lost, drained
+from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
 from tests.view import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -40,27 +39,15 @@ def through_the_death_of_the_broker(broker, deaths, *, messages):
     with connected(settings, recovery=True) as (connection, timeline):
         declare(connection, broker, "numbered")
         with Publisher(connection, max_in_flight=200) as publisher:
-            sent, stop = [], threading.Event()
-
-            def work():
-                for number in itertools.count():
-                    if stop.is_set() and number >= messages:
-                        return
-                    sent.append(publisher.publish(str(number), routing_key="numbered", deadline=120))
-
-            sender = threading.Thread(target=work)
-            sender.start()
-            for number, die in enumerate(deaths, 1):
-                until(lambda number=number: len(sent) > number * messages // (len(deaths) + 1), 60)
-                mark = timeline.mark()
-                die()
-                timeline.wait_for(ConnectionLost, timeout=20, since=mark)
-                if not broker.is_running:
-                    broker.start()
-                timeline.wait_for(ConnectionRecovered, timeout=60, since=mark)
-            stop.set()
-            sender.join(120)
-            publisher.flush(timeout=120)
+            with publishing_steadily(publisher, "numbered", messages=messages) as sent:
+                for number, die in enumerate(deaths, 1):
+                    until(lambda number=number: len(sent) > number * messages // (len(deaths) + 1), 60)
+                    mark = timeline.mark()
+                    die()
+                    timeline.wait_for(ConnectionLost, timeout=20, since=mark)
+                    if not broker.is_running:
+                        broker.start()
+                    timeline.wait_for(ConnectionRecovered, timeout=60, since=mark)
             assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
             replayed = publisher.replayed
     taken = drained(settings, "numbered", silence=3.0)

@@ -171,7 +171,7 @@ def test_two_benches_never_share_a_compose_project(tmp_path: Path) -> None:
 
 def test_the_compose_file_is_found_and_names_what_labkit_sets() -> None:
     text = compose.compose_file().read_text()
-    for variable in ("LABKIT_AMQP_PORT", "LABKIT_MANAGEMENT_PORT", "LABKIT_FILES"):
+    for variable in ("LABKIT_AMQP_PORT", "LABKIT_AMQPS_PORT", "LABKIT_MANAGEMENT_PORT", "LABKIT_FILES"):
         assert f"${{{variable}:?run labkit up" in text, variable
     published = [line.strip() for line in text.splitlines() if line.strip().startswith('- "')]
     assert published

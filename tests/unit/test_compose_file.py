@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[2] / "docker-compose.yml"
-GIVEN = {"LABKIT_AMQP_PORT": "5672", "LABKIT_MANAGEMENT_PORT": "15672", "LABKIT_FILES": "/nowhere"}
+GIVEN = {
+    "LABKIT_AMQP_PORT": "5672",
+    "LABKIT_AMQPS_PORT": "5671",
+    "LABKIT_MANAGEMENT_PORT": "15672",
+    "LABKIT_FILES": "/nowhere",
+}
 
 
 @pytest.fixture(params=["v2", "v1"])
@@ -56,4 +61,4 @@ def test_every_published_port_is_on_loopback_only(compose: list[str]) -> None:
         done = run([*compose, "config"], **GIVEN)
         published = [line.strip() for line in done.stdout.partition("ports:")[2].splitlines()]
         hosts = [line.removeprefix("- ").partition(":")[0] for line in published if line.endswith("/tcp")]
-    assert hosts == ["127.0.0.1", "127.0.0.1"]
+    assert hosts == ["127.0.0.1"] * 3

@@ -1,6 +1,7 @@
 """The lab's certificate authority: what it signs, who may read it, when it is made anew. No broker here."""
 
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from typer.testing import CliRunner
 
 from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab import certificates
 from labkit.lab.certificates import ELSEWHERE, FLAWED, RENEW_BEFORE, SERVER_NAMES, LabCertificates, Pair
+from labkit.lab.commands import app
 from labkit.tls import make_context
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
@@ -210,6 +213,33 @@ def test_two_processes_that_begin_at_once_agree_on_one_authority(tmp_path: Path)
     assert len(said) == 1
     assert "BEGIN CERTIFICATE" in said.pop()
     handshake(LabCertificates(tmp_path).server(), LabCertificates(tmp_path).ca_file, "localhost")
+
+
+def labkit(*words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["certs", *words])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_the_command_makes_them_and_shows_subject_days_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = labkit("make", "--home", "bench", "--client", "alice", "--client", "bob")
+    assert said == labkit("show", "--home", "bench")
+    assert re.search(r"^OU=server,O=labkit +36\d days left +bench/certificates/server\.pem$", said, re.MULTILINE)
+    assert re.search(r"^CN=bob,OU=client-bob,O=labkit +36\d days left", said, re.MULTILINE)
+    assert re.search(r"^OU=expired,O=labkit +expired 36\d days ago", said, re.MULTILINE)
+    assert str(tmp_path) not in said
+    assert "PRIVATE" not in said
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert re.search(r" certificates/server\.pem$", labkit("show", "--home", str(tmp_path / "bench")), re.MULTILINE)
+
+
+def test_the_command_says_where_certificates_come_from_when_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match="`labkit certs make` makes them"):
+        CliRunner().invoke(app, ["certs", "show", "--home", str(tmp_path)], catch_exceptions=False)
 
 
 @posix

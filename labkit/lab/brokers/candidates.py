@@ -9,11 +9,12 @@ from labkit.lab.brokers import engine, sources
 from labkit.lab.brokers.compose import ComposeBroker
 from labkit.lab.brokers.interface import Broker
 from labkit.lab.brokers.local import LocalBroker
+from labkit.lab.brokers.state import Request
 
 IMAGE_VARIABLE = "LABKIT_RABBITMQ_IMAGE"
 Say = Callable[[str], None]
-# (bench directory, preferred AMQP port, preferred management port, own) -> a broker, recorded and not started
-Make = Callable[[Path, int, int, bool], Broker]
+# (bench directory, what it is to be) -> a broker, recorded and not started
+Make = Callable[[Path, Request], Broker]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,8 @@ def _compose(image: str | None, say: Say, *, pull: bool) -> Make:
         engine.compose_command()
     # The compose file's own variable: who sets it means that image, here as with a bare `docker compose`.
     chosen = engine.available_image(image or os.environ.get(IMAGE_VARIABLE) or None, say, may_pull=pull)
-    return lambda home, amqp, management, own: ComposeBroker.create(
-        home, chosen, amqp_port=amqp, management_port=management, own=own
-    )
+    return lambda home, request: ComposeBroker.create(home, chosen, request)
 
 
 def _local(source: sources.Source) -> Make:
-    return lambda home, amqp, management, own: LocalBroker.create(
-        home, source, amqp_port=amqp, management_port=management, own=own
-    )
+    return lambda home, request: LocalBroker.create(home, source, request)

@@ -16,18 +16,19 @@ from typing import Any
 import docker.errors
 
 from labkit.errors import BrokerError
-from labkit.lab.brokers import engine, ports, ready
+from labkit.lab.brokers import encryption, engine, ports
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT
 from labkit.lab.brokers.logs import clue
 from labkit.lab.brokers.recorded import RecordedBroker
-from labkit.lab.brokers.state import Record, StateFile
+from labkit.lab.brokers.state import Record, Request, StateFile
 from labkit.lab.home import PACKAGE, unwritable
 
 SERVICE = "rabbitmq"
 FILES_DIRECTORY = "compose"
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
+FILES_INSIDE = "/etc/rabbitmq/tls"  # where the compose file mounts them
 COMPOSE_FILE = "docker-compose.yml"
 LAUNCH_TIMEOUT = 120.0  # seconds for `compose up -d`; the image is here already
 CLUE_LINES = 100  # of the log, to look for an error in
@@ -61,15 +62,13 @@ class ComposeBroker(RecordedBroker):
         self.directory = home / FILES_DIRECTORY
 
     @classmethod
-    def create(cls, home: Path, image: str, *, amqp_port: int, management_port: int, own: bool) -> "ComposeBroker":
+    def create(cls, home: Path, image: str, request: Request) -> "ComposeBroker":
         """Record a new container for *home* and return it, not started yet.
 
         Args:
             home: The bench directory; it exists.
             image: An image that the engine has.
-            amqp_port: The preferred port; another free one is taken where it is busy.
-            management_port: Likewise.
-            own: Whether it ends with the process that made it.
+            request: What it is to be.
 
         Raises:
             BrokerError: *home* cannot be written.
@@ -77,12 +76,14 @@ class ComposeBroker(RecordedBroker):
         StateFile(home).write(
             Record(
                 backend=cls.backend,
-                amqp_port=ports.choose(amqp_port),
-                management_port=ports.choose(management_port),
+                amqp_port=ports.choose(request.amqp_port),
+                amqps_port=ports.choose(request.amqps_port),
+                management_port=ports.choose(request.management_port),
                 username=LAB_USER,
                 password=new_password(),
                 wanted="stopped",
-                own=own,
+                own=request.own,
+                demand_certificate=request.demand_certificate,
                 project=project_name(home),
                 image=image,
             )
@@ -120,12 +121,16 @@ class ComposeBroker(RecordedBroker):
                 self.resume()
                 return
             if self._status() == "none":
+                if not record.amqps_port:  # an older labkit made it
+                    record = record.replace(amqps_port=ports.choose(0))
                 self._launch(record)
             else:
+                if record.amqps_port:
+                    encryption.place(self.certificates, self.directory)
                 with self._container() as container:
                     container.start()
             self._state.write(record.replace(wanted="running"))
-            ready.wait_until_ready(self.settings(), timeout=timeout, ended=self._how_it_ended, clue=self._clue)
+            self._wait_until_ready(timeout, ended=self._how_it_ended)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it gracefully; a paused one is resumed first, and one that does not end in time is killed."""
@@ -193,12 +198,14 @@ class ComposeBroker(RecordedBroker):
                 path.chmod(0o644)  # the broker reads it as another user; the directory above is private
         except OSError as error:
             raise unwritable(self.directory, error) from error
+        encryption.place(self.certificates, self.directory)
         _remove_project(record.project)
         command = [*engine.compose_command(), "-p", record.project, "-f", str(compose_file()), "up", "-d"]
         environment = {
             **os.environ,
             "LABKIT_RABBITMQ_IMAGE": record.image,
             "LABKIT_AMQP_PORT": str(record.amqp_port),
+            "LABKIT_AMQPS_PORT": str(record.amqps_port),
             "LABKIT_MANAGEMENT_PORT": str(record.management_port),
             "LABKIT_FILES": self.directory.as_posix(),
         }
@@ -262,10 +269,11 @@ def _files(record: Record) -> dict[str, str]:
         # The page's figures every second (normally 5 s): a class is watching.
         "collect_statistics_interval = 1000\n"
         "log.console.use_colors = off\n"
+        + encryption.configuration("5671", FILES_INSIDE, demand_certificate=record.demand_certificate)
     )
     return {
         "20-labkit.conf": settings,
-        "enabled_plugins": "[rabbitmq_management].\n",
+        "enabled_plugins": encryption.PLUGINS,
         "definitions.json": definitions(record.username, record.password),
     }
 

@@ -21,7 +21,7 @@ from labkit.lab.brokers.guard import RELEASED
 from labkit.lab.brokers.interface import START_TIMEOUT, Broker
 from labkit.lab.brokers.local import LocalBroker
 from labkit.lab.brokers.remote import RemoteBroker
-from labkit.lab.brokers.state import Record, StateFile
+from labkit.lab.brokers.state import Record, Request, StateFile
 
 VARIABLE = "LABKIT_BROKER"
 KINDS = ("auto", "compose", "local")
@@ -87,7 +87,7 @@ def up(
             )
         if known is not None and _revive(known, say, timeout):
             return known
-        return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, own=False)
+        return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, _shared(place))
 
 
 def is_possible(say: Say = silent, *, pull: bool = True) -> bool:
@@ -107,6 +107,11 @@ def is_possible(say: Say = silent, *, pull: bool = True) -> bool:
     return False
 
 
+def place_of(home: Path | None = None) -> Path:
+    """Return the bench directory that *home* means: None is LABKIT_BROKER's, or the project's. It may not exist."""
+    return _where("auto", home)[1]
+
+
 def recorded(home: Path | None = None) -> Broker | None:
     """Return the broker that *home*'s state file names, in whatever state it is; None where there is no file."""
     kind, place = _where("auto", home)
@@ -114,6 +119,18 @@ def recorded(home: Path | None = None) -> Broker | None:
         return RemoteBroker(kind)
     record = StateFile(place).read()
     return None if record is None else _attach(place, record)
+
+
+def known(home: Path | None = None) -> Broker:
+    """Return what :func:`recorded` does.
+
+    Raises:
+        BrokerError: there is no state file.
+    """
+    broker = recorded(home)
+    if broker is None:
+        raise BrokerError("no broker has been started here: `labkit up` starts one")
+    return broker
 
 
 def down(home: Path | None = None) -> bool:
@@ -150,6 +167,7 @@ def own(
     scripts: Path | None = None,
     image: str | None = None,
     timeout: float = START_TIMEOUT,
+    demand_certificate: bool = False,
 ) -> Iterator[Broker]:
     """Start a private broker for the length of the block, to kill it or to alarm it.
 
@@ -163,6 +181,7 @@ def own(
         scripts: As for :func:`up`.
         image: As for :func:`up`.
         timeout: As for :func:`up`.
+        demand_certificate: Whether its TLS listener refuses clients that show no certificate.
 
     Raises:
         BrokerError: none could be had.
@@ -187,7 +206,8 @@ def own(
         with StateFile(place).lock():
             # A URL or a directory names a shared broker, and this one is to be broken.
             chosen = asked if asked in KINDS else "auto"
-            broker = _start(chosen, place, say, Pins(rootfs, scripts, image), timeout, own=True)
+            request = Request(own=True, demand_certificate=demand_certificate)
+            broker = _start(chosen, place, say, Pins(rootfs, scripts, image), timeout, request)
         yield broker
     finally:
         atexit.unregister(release)
@@ -265,8 +285,8 @@ def _attach(home: Path, record: Record) -> Broker:
     raise BrokerError(f"{StateFile(home).path} names a backend {record.backend!r} that this labkit does not have")
 
 
-def _start(kind: str, home: Path, say: Say, pins: Pins, timeout: float, *, own: bool) -> Broker:
-    """Start what *kind* and *pins* ask for in *home*; "auto" tries compose, then local, and tells why each failed."""
+def _start(kind: str, home: Path, say: Say, pins: Pins, timeout: float, request: Request) -> Broker:
+    """Start what is asked for in *home*; "auto" tries compose, then local, and tells why each failed."""
     tried: list[str] = []
     for candidate in candidates(kind, pins):
         try:
@@ -276,16 +296,15 @@ def _start(kind: str, home: Path, say: Say, pins: Pins, timeout: float, *, own: 
                 raise
             tried.append(f"{candidate.name}: {error}")
             continue
-        return _first_start(home, make, say, timeout, own=own)
+        return _first_start(home, make, say, timeout, request)
     lines = "\n".join(f"  tried {each}" for each in tried)
     ways = advice.how_to_get_one(sys.platform, _distribution())
     raise BrokerError(f"no RabbitMQ to be had here:\n{lines}\nhow to get one:\n" + indent(ways, "  "))
 
 
-def _first_start(home: Path, make: Make, say: Say, timeout: float, *, own: bool) -> Broker:
-    amqp, management = _preferred_ports(home)
+def _first_start(home: Path, make: Make, say: Say, timeout: float, request: Request) -> Broker:
     for is_last in (False, False, True):
-        broker = make(home, amqp, management, own)
+        broker = make(home, request)
         try:
             say(f"starting RabbitMQ ({broker.backend}; about 5 s)")
             broker.start(timeout)
@@ -297,8 +316,8 @@ def _first_start(home: Path, make: Make, say: Say, timeout: float, *, own: bool)
             say("a port was taken while RabbitMQ started: trying others")
             continue
         port = broker.settings().port
-        if amqp and port != amqp:
-            say(f"port {amqp} is busy, so this broker listens on {port}")
+        if request.amqp_port and port != request.amqp_port:
+            say(f"port {request.amqp_port} is busy, so this broker listens on {port}")
         return broker
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -316,11 +335,11 @@ def _distribution() -> str:
     return ""
 
 
-def _preferred_ports(home: Path) -> tuple[int, int]:
+def _shared(home: Path) -> Request:
     """Return the well-known ports for the learner's bench; test benches and private brokers take free ones."""
     if home.resolve() == homes.bench().resolve():
-        return ports.AMQP_DEFAULT, ports.MANAGEMENT_DEFAULT
-    return 0, 0
+        return Request(ports.AMQP_DEFAULT, ports.AMQPS_DEFAULT, ports.MANAGEMENT_DEFAULT)
+    return Request()
 
 
 def _guard(home: Path) -> "subprocess.Popen[bytes]":

@@ -52,7 +52,8 @@ class Broker(ABC):
 
     Thread-safe: verbs that change the process take turns across threads and processes. A verb that
     the backend has no means for raises BrokerError; ``capabilities`` says beforehand:
-    "process" (start, stop, restart, kill, pause, resume), "alarm", "management", "logs".
+    "process" (start, stop, restart, kill, pause, resume), "alarm", "management", "logs", "tls" (a TLS
+    listener with the lab's certificates).
     """
 
     backend: ClassVar[str]
@@ -91,6 +92,14 @@ class Broker(ABC):
     @abstractmethod
     def _base_settings(self) -> BrokerSettings:
         """Settings of the default virtual host."""
+
+    def _tls_settings(self) -> BrokerSettings:
+        """Settings of the default virtual host over TLS."""
+        raise self._cannot("speak TLS")
+
+    def rotate_certificate(self) -> None:
+        """Give the TLS listener a new certificate while it runs; open connections stay as they are."""
+        raise self._cannot("rotate_certificate")
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Start it, on the ports it had, and return once it answers an AMQP handshake.
@@ -139,9 +148,18 @@ class Broker(ABC):
         self.stop()
         self.start(timeout)
 
-    def settings(self, virtual_host: str | None = None) -> BrokerSettings:
-        """Return settings for *virtual_host*; None means the scope's own, or "/" without a scope."""
-        return self._base_settings().replace(virtual_host=self._virtual_host(virtual_host) or "/")
+    def settings(self, virtual_host: str | None = None, *, tls: bool = False) -> BrokerSettings:
+        """Return settings for *virtual_host*; None means the scope's own, or "/" without a scope.
+
+        Args:
+            virtual_host: Which one.
+            tls: For the TLS listener: the broker's certificate is verified against the lab's authority.
+
+        Raises:
+            BrokerError: TLS was asked for and this broker has none.
+        """
+        settings = self._tls_settings() if tls else self._base_settings()
+        return settings.replace(virtual_host=self._virtual_host(virtual_host) or "/")
 
     def scoped(self, virtual_host: str) -> Self:
         """Return this broker as seen from *virtual_host*: what lists or closes connections stays inside it."""
@@ -160,10 +178,33 @@ class Broker(ABC):
         self.grant(self._base_settings().username, name)
         return self.settings(name)
 
-    def grant(self, user: str, virtual_host: str) -> None:
-        """Let *user* do everything in *virtual_host*."""
-        everything = {"configure": ".*", "write": ".*", "read": ".*"}
-        self._api().put(f"permissions/{segment(virtual_host)}/{segment(user)}", everything)
+    def grant(
+        self, user: str, virtual_host: str, *, configure: str = ".*", write: str = ".*", read: str = ".*"
+    ) -> None:
+        """Let *user* do in *virtual_host* what the three patterns allow, by the names of queues and exchanges.
+
+        Nothing given means everything; an empty pattern allows nothing.
+        """
+        allowed = {"configure": configure, "write": write, "read": read}
+        self._api().put(f"permissions/{segment(virtual_host)}/{segment(user)}", allowed)
+
+    def add_user(self, name: str, password: str | None = None) -> None:
+        """Make the user *name*, or give it another password; it may do nothing yet (:meth:`grant`).
+
+        Args:
+            name: The user's name.
+            password: None: it can log in by its certificate only.
+        """
+        how = {"password_hash": ""} if password is None else {"password": password}
+        self._api().put(f"users/{segment(name)}", {**how, "tags": ""})
+
+    def users(self) -> list[str]:
+        """Return the names of all users, sorted."""
+        return sorted(str(each["name"]) for each in self._api().get("users"))
+
+    def delete_user(self, name: str) -> bool:
+        """Delete the user *name* and return whether there was one; its connections are closed."""
+        return self._api().delete(f"users/{segment(name)}")
 
     def delete_vhost(self, name: str) -> bool:
         """Delete the virtual host *name* with all in it, and return whether there was one."""
@@ -276,8 +317,7 @@ class Broker(ABC):
         Asked user by user, because that list alone is up to date: /api/connections lags by a statistics tick.
         """
         api = self._api()
-        users = [str(each["name"]) for each in api.get("users")]
-        listed = [each for user in users for each in api.get(f"connections/username/{segment(user)}") or []]
+        listed = [each for user in self.users() for each in api.get(f"connections/username/{segment(user)}") or []]
         return [each for each in listed if virtual_host in {None, each["vhost"]}]
 
     def _cannot(self, verb: str) -> BrokerError:

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 from labkit.errors import BrokerError, ConfigurationError
-from labkit.lab.brokers import ports, processes, ready
+from labkit.lab.brokers import encryption, ports, processes
 from labkit.lab.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.lab.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT
 from labkit.lab.brokers.logs import clue
 from labkit.lab.brokers.recorded import RecordedBroker
 from labkit.lab.brokers.sources import CHROOT_PATH, Source, namespace
-from labkit.lab.brokers.state import Record, StateFile
+from labkit.lab.brokers.state import Record, Request, StateFile
 from labkit.lab.home import require_space, unwritable
 
 NODE_DIRECTORY = "node"
@@ -54,15 +54,13 @@ class LocalBroker(RecordedBroker):
         self._old_lines = 0  # of the log, from before our last start
 
     @classmethod
-    def create(cls, home: Path, source: Source, *, amqp_port: int, management_port: int, own: bool) -> "LocalBroker":
+    def create(cls, home: Path, source: Source, request: Request) -> "LocalBroker":
         """Record a new node in *home* and return it, not started yet.
 
         Args:
             home: The bench directory; it exists.
             source: Where RabbitMQ comes from.
-            amqp_port: The preferred port; another free one is taken where it is busy.
-            management_port: Likewise.
-            own: Whether it ends with the process that made it.
+            request: What it is to be.
 
         Raises:
             BrokerError: *home* cannot be written or is full.
@@ -75,12 +73,14 @@ class LocalBroker(RecordedBroker):
         StateFile(home).write(
             Record(
                 backend=cls.backend,
-                amqp_port=ports.choose(amqp_port),
-                management_port=ports.choose(management_port),
+                amqp_port=ports.choose(request.amqp_port),
+                amqps_port=ports.choose(request.amqps_port),
+                management_port=ports.choose(request.management_port),
                 username=LAB_USER,
                 password=new_password(),
                 wanted="stopped",
-                own=own,
+                own=request.own,
+                demand_certificate=request.demand_certificate,
                 source=str(source.path),
                 rootfs=source.is_rootfs,
                 # The port mapper is private, so any name would do; this one tells two benches apart in `ps`.
@@ -122,16 +122,13 @@ class LocalBroker(RecordedBroker):
             if _lives(record):
                 self.resume()
                 return
+            if not record.amqps_port:  # an older labkit made it
+                record = record.replace(amqps_port=ports.choose(0))
             self._write_files(record)
             self._old_lines = len(self._log_lines())
             record = self._spawn(record)
             try:
-                ready.wait_until_ready(
-                    self.settings(),
-                    timeout=timeout,
-                    ended=lambda: None if _lives(record) else "its process is gone",
-                    clue=self._clue,
-                )
+                self._wait_until_ready(timeout, ended=lambda: None if _lives(record) else "its process is gone")
             except BaseException:
                 # Also an interrupt: nobody would know of a node that is half up.
                 self._end(record, "SIGKILL", KILL_TIMEOUT)
@@ -228,6 +225,10 @@ class LocalBroker(RecordedBroker):
             # The management page's figures every second (normally 5 s): a class is watching.
             "collect_statistics_interval = 1000\n"
             "log.console = true\nlog.console.use_colors = off\nlog.file = false\n"
+        ) + encryption.configuration(
+            f"{ports.LOOPBACK}:{record.amqps_port}",
+            f"{seen}/{encryption.FILES}",
+            demand_certificate=record.demand_certificate,
         )
         try:
             for name in ("data", "log", "home", "conf.d"):
@@ -235,7 +236,7 @@ class LocalBroker(RecordedBroker):
             (self.directory / "rabbitmq.conf").write_text(settings, encoding="utf-8")
             # Not every machine has an /etc/hosts that names localhost; without it, Erlang's port mapper finds no host.
             (self.directory / "inetrc").write_text(INETRC, encoding="ascii")
-            (self.directory / "enabled_plugins").write_text("[rabbitmq_management].\n", encoding="utf-8")
+            (self.directory / "enabled_plugins").write_text(encryption.PLUGINS, encoding="utf-8")
             imported = self.directory / "definitions.json"
             if not imported.exists():
                 imported.write_text(definitions(record.username, record.password), encoding="utf-8")
@@ -245,6 +246,7 @@ class LocalBroker(RecordedBroker):
                 cookie.chmod(0o400)  # Erlang refuses a cookie that others can read
         except OSError as error:
             raise unwritable(self.directory, error) from error
+        encryption.place(self.certificates, self.directory)
 
     def _spawn(self, record: Record) -> Record:
         detached = ["sh", "-c", DETACH, "sh", str(self.directory / LOG)]

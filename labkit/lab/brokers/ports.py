@@ -8,6 +8,7 @@ from labkit.errors import BrokerError
 
 LOOPBACK = "127.0.0.1"
 AMQP_DEFAULT = 5672
+AMQPS_DEFAULT = 5671
 MANAGEMENT_DEFAULT = 15672
 # Below the range that systems take for outgoing connections (Linux 32768, others 49152): a broker that
 # was killed must get its port back, and while it is down any program's connection could land there.

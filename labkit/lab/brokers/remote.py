@@ -57,8 +57,16 @@ class RemoteBroker(Broker):
     def _base_settings(self) -> BrokerSettings:
         return self._settings
 
-    def settings(self, virtual_host: str | None = None) -> BrokerSettings:
-        """Return settings for *virtual_host*; None means the scope's own, or the URL's without a scope."""
+    def settings(self, virtual_host: str | None = None, *, tls: bool = False) -> BrokerSettings:
+        """Return settings for *virtual_host*; None means the scope's own, or the URL's without a scope.
+
+        Raises:
+            BrokerError: TLS was asked for and the URL is not an amqps:// one.
+        """
+        if tls and self._settings.tls is None:
+            raise BrokerError(
+                "this broker's URL is amqp://, without TLS: name it by an amqps:// URL if it has a listener"
+            )
         wanted = self._virtual_host(virtual_host)
         return self._settings if wanted is None else self._settings.replace(virtual_host=wanted)
 

@@ -18,6 +18,17 @@ LOCK_TIMEOUT = 240.0  # seconds: whoever holds it may be pulling an image (120 s
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What a new broker is asked to be. Of a port that is busy, or 0, another free one is taken."""
+
+    amqp_port: int = 0
+    amqps_port: int = 0
+    management_port: int = 0
+    own: bool = False  # ends with the process that made it
+    demand_certificate: bool = False  # its TLS listener refuses clients without one
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One broker as its bench remembers it; enough for another process to drive it.
 
@@ -32,6 +43,8 @@ class Record:
     password: str
     wanted: str = "running"
     own: bool = False
+    amqps_port: int = 0  # 0: no TLS listener; whoever started it had no such thing yet
+    demand_certificate: bool = False
     # local
     source: str = ""
     rootfs: bool = False

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 from labkit.errors import BrokerError
-from labkit.lab.brokers.credentials import GUEST
+from labkit.lab.brokers.credentials import GUEST, LAB_USER
 from labkit.lab.brokers.interface import Broker
 
 DEFAULT_VHOST = "/"
 
 
 def reset(broker: Broker, say: Callable[[str], None]) -> None:
-    """Resume, start, clear the alarm, and make every virtual host anew (the default one) or delete it (the others).
+    """Resume, start, clear the alarm, make the default virtual host anew, delete the others and the users they had.
 
     Raises:
         BrokerError: *broker* is one by URL: others may be using it.
@@ -29,4 +29,8 @@ def reset(broker: Broker, say: Callable[[str], None]) -> None:
         broker.delete_vhost(name)
     broker.vhost(DEFAULT_VHOST)
     broker.grant(GUEST, DEFAULT_VHOST)
+    for name in broker.users():
+        if name not in {LAB_USER, GUEST}:
+            broker.delete_user(name)
+            say(f"deleted the user {name}")
     say(f"made / anew; deleted {len([name for name in doomed if name != DEFAULT_VHOST])} other virtual hosts")
