@@ -23,7 +23,9 @@ from labkit.errors import (
     CertificateExpired,
     CertificateNameMismatch,
     CertificateNotTrusted,
+    CertificateNotYetValid,
     ChannelLost,
+    ClientCertificateMissing,
     ClientCertificateRefused,
     ConfigurationError,
     ConnectError,
@@ -42,6 +44,7 @@ from labkit.errors import (
     RemoteError,
     RpcTimeout,
     TlsError,
+    TlsRequired,
     TooManyWaiting,
     Unroutable,
     Verdict,
@@ -75,6 +78,7 @@ from labkit.retry import Backoff, call_with_retry
 from labkit.settings import BrokerSettings, TlsSettings
 from labkit.states import State
 from labkit.sync import SyncConnection
+from labkit.tls import InsecureTls
 from labkit.topology import Binding, Exchange, Message, Queue
 
 __all__ = [
@@ -89,11 +93,13 @@ __all__ = [
     "CertificateExpired",
     "CertificateNameMismatch",
     "CertificateNotTrusted",
+    "CertificateNotYetValid",
     "Channel",
     "ChannelClosed",
     "ChannelLost",
     "ChannelOpened",
     "ChannelPool",
+    "ClientCertificateMissing",
     "ClientCertificateRefused",
     "ConfigurationError",
     "Confirmation",
@@ -118,6 +124,7 @@ __all__ = [
     "Event",
     "Exchange",
     "FrameError",
+    "InsecureTls",
     "LabkitError",
     "Lease",
     "LeaseError",
@@ -143,6 +150,7 @@ __all__ = [
     "SyncConnection",
     "Timeline",
     "TlsError",
+    "TlsRequired",
     "TlsSettings",
     "TooManyWaiting",
     "Unroutable",

@@ -13,7 +13,9 @@ import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
 from labkit.bringup import SHORTEST_LIMIT, Answer, Hosts, addresses, for_address, look_up, no_answer
-from labkit.errors import Kind, classify, connect_error, describe
+from labkit.connect_errors import connect_error
+from labkit.errors import Kind, classify, describe
+from labkit.second_look import is_unclear, second_look
 from labkit.settings import BrokerSettings
 from labkit.urls import join_address
 
@@ -31,7 +33,7 @@ class AsyncBringup:
     def __init__(self, settings: BrokerSettings, open_one: OpenOne) -> None:
         self._settings = settings
         self._open_one = open_one
-        self._hosts = Hosts(settings.to_pika())  # reads the TLS files: what is wrong with them is no connect error
+        self._hosts = Hosts(settings)  # reads the TLS files: what is wrong with them is no connect error
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._ends = self._started + settings.connect_deadline
@@ -44,7 +46,13 @@ class AsyncBringup:
             return await self._try_again_and_again()
         except Exception as exc:
             elapsed = self._loop.time() - self._started
-            raise connect_error(exc, hosts=self._tried, attempts=self._attempts, elapsed=elapsed) from exc
+            raise connect_error(
+                exc,
+                hosts=self._tried,
+                attempts=self._attempts,
+                elapsed=elapsed,
+                shows_certificate=self._settings.shows_certificate,
+            ) from exc
 
     async def _try_again_and_again(self) -> Any:
         rounds = 1
@@ -94,10 +102,16 @@ class AsyncBringup:
                         return await self._open_one(one)
                 except TimeoutError as exc:
                     raise AMQPConnectorStackTimeout(f"no answer from {address} within {seconds:.1f} s") from exc
-            except Exception as exc:
-                if index == len(found) - 1 or classify(exc).kind is Kind.REFUSED or self._loop.time() >= ends:
-                    raise
+            except Exception as exc:  # noqa: BLE001 - raised below, or a clearer one
+                error = await self._look_again(one, exc, ends - self._loop.time())
+                if index == len(found) - 1 or classify(error).kind is Kind.REFUSED or self._loop.time() >= ends:
+                    raise error from error.__cause__
         raise OSError(f"the name {parameters.host!r} has no address")
+
+    async def _look_again(self, one: pika.ConnectionParameters, error: Exception, seconds: float) -> Exception:
+        if not is_unclear(error):
+            return error
+        return await asyncio.to_thread(second_look, one, error, seconds)  # two seconds at most
 
     def _left(self) -> float:
         return self._ends - self._loop.time()

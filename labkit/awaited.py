@@ -15,6 +15,7 @@ import pika.exceptions as px
 from pika.adapters.asyncio_connection import AsyncioConnection, _AsyncioIOServicesAdapter
 
 from labkit.errors import ChannelLost, LabkitError, NotConnected, describe
+from labkit.tls_session import agreed
 
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
 CLOSE_TIMEOUT = 5.0  # seconds for its goodbye
@@ -60,6 +61,7 @@ class Link:
             raise
         if link.ended.done():
             raise link.ended.result()
+        agreed(link.raw)
         link._watch_for_silence()
         return link
 

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 
 import pika
 
-from labkit.errors import ConnectError, Kind, classify, connect_error, describe
+from labkit.connect_errors import connect_error
+from labkit.errors import ConfigurationError, ConnectError, Kind, classify, describe
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Event
 from labkit.retry import Backoff, Clock, call_with_retry
+from labkit.second_look import second_look
 from labkit.settings import BrokerSettings
 from labkit.urls import join_address
 from labkit.verdicts import is_tls_failure
@@ -38,10 +40,23 @@ class Emitter(Protocol):
 
 
 class Hosts:
-    """Which hosts are worth another question, and whose failure counts. No I/O."""
+    """Which hosts are worth another question, and whose failure counts.
 
-    def __init__(self, hosts: list[pika.ConnectionParameters]) -> None:
-        self._left = hosts
+    Their TLS files are read for every round, so that a certificate that was renewed meanwhile is used; nothing else
+    here does I/O.
+
+    Args:
+        settings: Where to connect.
+        is_again: These settings have worked before: what is wrong with a file now is somebody writing it, and passes.
+
+    Raises:
+        ConfigurationError: a TLS file cannot be read or used, and *is_again* is False.
+    """
+
+    def __init__(self, settings: BrokerSettings, *, is_again: bool = False) -> None:
+        self._settings = settings
+        self._fresh = None if is_again else settings.to_pika()
+        self._refused: set[tuple[str, int]] = set()
         self._failure: Exception | None = None
 
     @property
@@ -50,9 +65,14 @@ class Hosts:
         return self._failure or RuntimeError("there is no host to try")
 
     def begin_round(self) -> list[pika.ConnectionParameters]:
-        """Return the hosts to try now."""
+        """Return the hosts to try now.
+
+        Raises:
+            OSError: a TLS file that was good before cannot be used now.
+        """
         self._failure = None
-        return list(self._left)
+        hosts, self._fresh = self._fresh or self._read_again(), None
+        return [each for each in hosts if (each.host, each.port) not in self._refused]
 
     def failed(self, parameters: pika.ConnectionParameters, error: Exception) -> None:
         """Take note of one host's *error*; raise it if the other hosts would answer the same."""
@@ -60,9 +80,15 @@ class Hosts:
         if verdict.kind is Kind.REFUSED:
             if not is_tls_failure(error):
                 raise error  # the same login gets the same answer from the other hosts
-            self._left = [each for each in self._left if each is not parameters]
+            self._refused.add((parameters.host, parameters.port))
         if self._failure is None or verdict.is_retryable:
             self._failure = error  # a host that may come back counts for more than one that refused
+
+    def _read_again(self) -> list[pika.ConnectionParameters]:
+        try:
+            return self._settings.to_pika()
+        except ConfigurationError as exc:
+            raise OSError(f"not usable at the moment: {exc}") from exc
 
 
 class Bringup:
@@ -80,6 +106,7 @@ class Bringup:
         deadline: Seconds for everything; None: ``settings.connect_deadline``. One round over the hosts never gets
             more than the latter.
         stop: Set by another thread, it ends the pauses and the attempts after the running one.
+        is_again: These settings have worked before, as :class:`Hosts` takes it.
     """
 
     def __init__(
@@ -92,7 +119,9 @@ class Bringup:
         backoff: Backoff | None = None,
         deadline: float | None = None,
         stop: threading.Event | None = None,
+        is_again: bool = False,
     ) -> None:
+        self._is_again = is_again
         self._backoff = backoff or Backoff(
             initial=settings.retry_delay,
             factor=1.0,
@@ -113,7 +142,7 @@ class Bringup:
     def run(self) -> Any:
         """Return what ``open_one`` opened; raise ConnectError, or one of its subclasses, with the cause."""
         settings = self._settings
-        self._hosts = Hosts(settings.to_pika())  # reads the TLS files: what is wrong with them is no connect error
+        self._hosts = Hosts(settings, is_again=self._is_again)  # a TLS file that is wrong is no connect error
         self._started = self._clock.now()
         self._ends = self._started + self._deadline
         try:
@@ -163,12 +192,14 @@ class Bringup:
         addresses = resolve(parameters.host, parameters.port, timeout=patience)
         for index, address in enumerate(addresses):
             left = (ends - self._clock.now()) / (len(addresses) - index)
+            one = for_address(parameters, address, max(SHORTEST_LIMIT, left))
             try:
-                return self._open_one(for_address(parameters, address, max(SHORTEST_LIMIT, left)))
-            except Exception as exc:
+                return self._open_one(one)
+            except Exception as exc:  # noqa: BLE001 - raised below, or a clearer one
+                error = second_look(one, exc, ends - self._clock.now())
                 last = index == len(addresses) - 1
-                if last or classify(exc).kind is Kind.REFUSED or self._clock.now() >= ends:
-                    raise
+                if last or classify(error).kind is Kind.REFUSED or self._clock.now() >= ends:
+                    raise error from error.__cause__
         raise OSError(f"the name {parameters.host!r} has no address")
 
     def _left(self) -> float:
@@ -185,7 +216,13 @@ class Bringup:
 
     def _give_up(self, cause: Exception) -> ConnectError:
         elapsed = self._clock.now() - self._started
-        error = connect_error(cause, hosts=self._tried, attempts=self._attempts, elapsed=elapsed)
+        error = connect_error(
+            cause,
+            hosts=self._tried,
+            attempts=self._attempts,
+            elapsed=elapsed,
+            shows_certificate=self._settings.shows_certificate,
+        )
         self._events.emit(
             ConnectionGivenUp(
                 attempts=self._attempts, error=error, seconds=elapsed, connection=self._settings.connection_name

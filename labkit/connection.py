@@ -25,6 +25,7 @@ from labkit.opening import follow, start_recovery
 from labkit.retry import Backoff
 from labkit.settings import BrokerSettings
 from labkit.states import State
+from labkit.tls_session import TlsSession
 from labkit.validation import check_type, checked_number
 
 LOGGER = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ConnectionStatus:
         lag: Seconds the I/O thread is behind.
         bytes_received: By the current link.
         bytes_sent: By the current link; what waits to be sent counts.
+        tls: What TLS means on the current link; None: plain AMQP. ``tls.certificate.days_left()`` is a number to watch.
         listener_failures: How often a listener raised.
         dropped_events: Events that a slow listener did not hear of.
     """
@@ -64,6 +66,7 @@ class ConnectionStatus:
     lag: float = field(default=0.0, repr=False)
     bytes_received: int = field(default=0, repr=False)
     bytes_sent: int = field(default=0, repr=False)
+    tls: TlsSession | None = field(default=None, repr=False)
     listener_failures: int = field(default=0, repr=False)
     dropped_events: int = field(default=0, repr=False)
 
@@ -238,6 +241,7 @@ class Connection:
             lag=self._io.lag,
             bytes_received=0 if wire is None else wire.bytes_received,
             bytes_sent=0 if wire is None else wire.bytes_sent,
+            tls=None if link is None else link.tls,
             listener_failures=self.events.failures,
             dropped_events=life.mailbox.dropped,
         )

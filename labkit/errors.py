@@ -5,7 +5,8 @@ LabkitError
 ├── ConnectError              no connection before the deadline
 │   ├── AuthenticationFailed, AccessRefused    refused; never retried
 │   └── TlsError              CertificateNotTrusted, CertificateNameMismatch, CertificateExpired,
-│                             ClientCertificateRefused, NotTls: one subclass a cause
+│                             CertificateNotYetValid, ClientCertificateMissing, ClientCertificateRefused,
+│                             NotTls, TlsRequired: one subclass a cause
 ├── NotConnected, ChannelLost  what you held is gone; `reason` is what closed it (ConnectionLost is the event)
 ├── PoolClosed, PoolTimeout, TooManyWaiting, LeaseError    PoolTimeout is also a TimeoutError
 ├── PublishRejected, Unroutable, OutcomeUnknown    what became of a message
@@ -21,12 +22,10 @@ the ``__cause__``. :func:`classify` says what any error, ours or Pika's, means f
 
 # ruff: noqa: N818 - the names are the field's own words (PoolTimeout, NotConnected), not "...Error" by rule
 
-import re
-import ssl
 from collections.abc import Sequence
 from typing import ClassVar
 
-from labkit.verdicts import Kind, Verdict, classify, describe, is_tls_failure, reply_code, root_cause
+from labkit.verdicts import Kind, Verdict, classify, describe
 
 __all__ = [
     "AccessRefused",
@@ -35,7 +34,9 @@ __all__ = [
     "CertificateExpired",
     "CertificateNameMismatch",
     "CertificateNotTrusted",
+    "CertificateNotYetValid",
     "ChannelLost",
+    "ClientCertificateMissing",
     "ClientCertificateRefused",
     "ConfigurationError",
     "ConnectError",
@@ -55,11 +56,11 @@ __all__ = [
     "RemoteError",
     "RpcTimeout",
     "TlsError",
+    "TlsRequired",
     "TooManyWaiting",
     "Unroutable",
     "Verdict",
     "classify",
-    "connect_error",
     "describe",
 ]
 
@@ -161,15 +162,27 @@ class CertificateNameMismatch(TlsError):
 
 
 class CertificateExpired(TlsError):
-    """The broker's certificate is out of date, or not valid yet."""
+    """The broker's certificate is out of date."""
+
+
+class CertificateNotYetValid(TlsError):
+    """The broker's certificate is for later, or a clock is wrong."""
+
+
+class ClientCertificateMissing(TlsError):
+    """The broker wants a client certificate, and none was given."""
 
 
 class ClientCertificateRefused(TlsError):
-    """The broker wants a client certificate: none was given, or it does not trust ours."""
+    """The broker does not take our certificate: it is out of date, or signed by nobody the broker trusts."""
 
 
 class NotTls(TlsError):
-    """What answers on that port does not speak TLS."""
+    """We speak TLS, and what answers on that port does not."""
+
+
+class TlsRequired(TlsError):
+    """We speak plain AMQP, and what answers on that port speaks TLS."""
 
 
 class NotConnected(LabkitError):
@@ -352,51 +365,3 @@ class BrokerError(LabkitError):
     """No broker to be had, or it never became ready, or it cannot do what was asked."""
 
     kind = Kind.REFUSED
-
-
-def connect_error(cause: BaseException, *, hosts: Sequence[str], attempts: int, elapsed: float) -> ConnectError:
-    """Return our error for a connect that failed with *cause*; the caller raises it ``from cause``.
-
-    Its text names the hosts, the attempts, the seconds and a cause that is never empty.
-    """
-    cls, clue = _connect_class(cause)
-    tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    message = f"no connection to {', '.join(hosts)} after {tries} in {elapsed:.1f} s: {describe(cause)}"
-    return cls(f"{message} ({clue})" if clue else message, hosts=hosts, attempts=attempts, elapsed=elapsed)
-
-
-def _connect_class(cause: BaseException) -> tuple[type[ConnectError], str]:
-    """Return the class, and the next clue for whoever reads the text."""
-    if is_tls_failure(cause):
-        return _tls_class(root_cause(cause))
-    verdict = classify(cause)
-    if verdict.kind is not Kind.REFUSED:
-        return ConnectError, verdict.advice if verdict.kind is Kind.BUSY else ""
-    name = type(root_cause(cause)).__name__
-    if name in ("ProbableAuthenticationError", "AuthenticationError") or reply_code(cause) == 403:
-        return AuthenticationFailed, "check the user name and the password; guest may log in from localhost only"
-    if name == "ProbableAccessDeniedError" or reply_code(cause) == 530:
-        return AccessRefused, "the login is right; check the virtual host's name and this user's permissions on it"
-    return ConnectError, ""
-
-
-# OpenSSL's X509_V_ERR_... numbers (x509_vfy.h): 9 not yet valid, 10 expired, 62 host name, 64 IP address.
-_TLS_CLASSES: dict[int, tuple[type[TlsError], str]] = {
-    9: (CertificateExpired, "check the clock, or ask for a certificate that is valid now"),
-    10: (CertificateExpired, "the broker needs a new certificate"),
-    62: (CertificateNameMismatch, "use the host name in the certificate, or set TlsSettings.server_name"),
-    64: (CertificateNameMismatch, "use the address in the certificate, or set TlsSettings.server_name"),
-}
-
-
-def _tls_class(cause: BaseException) -> tuple[type[TlsError], str]:
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return _TLS_CLASSES.get(
-            cause.verify_code, (CertificateNotTrusted, "give the authority that signed it: TlsSettings.ca_file")
-        )
-    text = str(cause).upper()
-    if re.search(r"WRONG_VERSION_NUMBER|RECORD LAYER FAILURE|RECORD_LAYER_FAILURE|HTTP_REQUEST", text):
-        return NotTls, "that port speaks plain AMQP; the TLS port is usually 5671"
-    if re.search(r"CERTIFICATE|UNKNOWN[ _]CA|HANDSHAKE[ _]FAILURE", text):
-        return ClientCertificateRefused, "give a certificate that the broker trusts: TlsSettings.cert_file and key_file"
-    return TlsError, ""

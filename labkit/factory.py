@@ -23,6 +23,7 @@ from labkit.extras import extra
 from labkit.libev import LibevConnection
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
+from labkit.tls_session import agreed
 from labkit.walk import HostWalk, walking
 
 FIRST_THREAD_SAFE = "1.5.0rc1"
@@ -100,6 +101,7 @@ class ConnectionFactory:
             # On the connection inside: BlockingConnection hands notices out in process_data_events() only, so that
             # a publish which waits for the end of an alarm would not say why it waits.
             self._report_alarms(connection._impl)
+            agreed(connection)
         except BaseException:
             opening.drop()
             raise
@@ -192,6 +194,7 @@ class ConnectionFactory:
         opened = ours.connect(self.settings, self.events, self._clock, self._report_end, reactor)
 
         def report(connection: Any) -> Any:
+            agreed(connection)
             self._report_alarms(connection._impl)
             return connection
 

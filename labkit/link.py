@@ -13,6 +13,7 @@ import pika.exceptions as px
 from labkit.events import Event
 from labkit.io_thread import IoThread, Timer, Waiter
 from labkit.private_pika import drop, forget_socket
+from labkit.tls_session import TlsSession, agreed
 
 LOGGER = logging.getLogger(__name__)
 GRACE = 0.5  # seconds after Pika's own time limit before ours ends an attempt
@@ -87,6 +88,7 @@ class Link:
     Attributes:
         generation: Which of the owner's links it is, from 1.
         on_loss: Who waits for something on it, and gets the error if it ends first.
+        tls: What TLS means on it; None: plain AMQP, or not open yet.
     """
 
     def __init__(self, io: IoThread, owner: Owner) -> None:
@@ -101,6 +103,7 @@ class Link:
         self.blocked_for = ""
         self.opened_at = 0.0
         self.connection: pika.SelectConnection | None = None
+        self.tls: TlsSession | None = None
         self.channels: set[ChannelCore] = set()
         self._owner = owner
         self._watchdog: Watchdog | None = None
@@ -225,6 +228,7 @@ class Link:
     def _on_open(self, _: Any) -> None:
         self._stop_limit()
         self.is_open = True
+        self.tls = agreed(self.connection)
         if self._waiter is not None and not self._waiter.is_abandoned:
             self._waiter.settle(self)
         else:  # who asked has gone meanwhile

@@ -25,8 +25,10 @@ TURN_TIMEOUT = 10.0  # seconds for a turn on the I/O thread
 UNLIMITED = 1e9  # seconds: recovery without a time limit
 
 
-def follow(life: Lifecycle, way: Way, settings: BrokerSettings, backoff: Backoff, deadline: float) -> None:
-    """Connect within *deadline* seconds, on this thread.
+def follow(
+    life: Lifecycle, way: Way, settings: BrokerSettings, backoff: Backoff, deadline: float, *, is_again: bool = False
+) -> None:
+    """Connect within *deadline* seconds, on this thread. *is_again*: it was open before, with these settings.
 
     Raises:
         ConnectError: nothing worked in time, or the broker refused.
@@ -41,6 +43,7 @@ def follow(life: Lifecycle, way: Way, settings: BrokerSettings, backoff: Backoff
         backoff=backoff,
         deadline=deadline,
         stop=way.stop,
+        is_again=is_again,
     )
     try:
         link = bringup.run()
@@ -67,7 +70,7 @@ def start_recovery(
         if way.stop.wait(pauses.delay(0)):
             return
         try:
-            follow(life, way, settings, pauses, UNLIMITED if deadline is None else deadline)
+            follow(life, way, settings, pauses, UNLIMITED if deadline is None else deadline, is_again=True)
         except Exception as exc:
             reason = exc
             life.io.post(lambda: life.gave_up(way, reason))

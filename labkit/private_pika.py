@@ -6,6 +6,7 @@ reaches for one that is not in the table. Below it is what the I/O thread does w
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import pika
 
@@ -64,7 +65,11 @@ NEEDED = (
         "BlockingConnection could not be closed; its owner could not wait without Pika reading.",
     ),
     Needed(
-        _BLOCKING, "_impl", ("owned", "dropping"), "No time limit for a BlockingConnection's calls, no way to end it."
+        _BLOCKING,
+        "_impl",
+        ("private_pika", "owned", "dropping"),
+        "No time limit for a BlockingConnection's calls, no way to end it; nobody could say how long its broker's "
+        "certificate holds.",
     ),
     Needed(_BLOCKING, "_ready_events", ("owned",), "An interrupt while waiting would cost the link: see owned.wait()."),
     Needed(_BLOCKING, "_channels_pending_dispatch", ("owned",), "As _ready_events."),
@@ -115,3 +120,14 @@ def forget_socket(connection: pika.SelectConnection) -> None:
     """Close this process's copy of the descriptor, in a child after a fork. Nothing goes over the wire."""
     with contextlib.suppress(AttributeError, OSError):
         connection._transport._sock.close()
+
+
+def tls_object(connection: Any) -> Any:
+    """Return Python's ``SSLSocket`` or ``SSLObject`` under one of Pika's connections; None: there is no TLS.
+
+    On the thread that owns the connection.
+    """
+    wire = getattr(connection, "_impl", connection)  # BlockingConnection's and Twisted's is inside
+    transport = getattr(wire, "_transport", None)
+    link = getattr(transport, "_sock", None) or getattr(transport, "tls", None)  # the latter is labkit.reactor's
+    return link if hasattr(link, "getpeercert") else None

@@ -149,12 +149,16 @@ class ReactorConnection(TwistedProtocolConnection):  # type: ignore[misc]
 
 
 class TlsProtocol(Protocol):
-    """TLS between Twisted's TCP and a protocol, by Python's ``ssl``. To that protocol it is the transport."""
+    """TLS between Twisted's TCP and a protocol, by Python's ``ssl``. To that protocol it is the transport.
+
+    Attributes:
+        tls: The link as ``ssl`` sees it.
+    """
 
     def __init__(self, inner: ReactorConnection, context: ssl.SSLContext, server_name: str) -> None:
         self._inner = inner
         self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._arrived, self._leaving, server_hostname=server_name)
+        self.tls = context.wrap_bio(self._arrived, self._leaving, server_hostname=server_name)
         self._is_up = False
         self._error: ssl.SSLError | None = None
 
@@ -182,13 +186,13 @@ class TlsProtocol(Protocol):
         """Encrypt and send *data*."""
         rest = memoryview(data)
         while rest:
-            rest = rest[self._tls.write(rest) :]
+            rest = rest[self.tls.write(rest) :]
         self._flush()
 
     def loseConnection(self) -> None:  # noqa: N802 - Twisted's name
         """Say goodbye in TLS, then in TCP."""
         with contextlib.suppress(ssl.SSLError):  # the peer's goodbye is not waited for (RFC 8446, 6.1)
-            self._tls.unwrap()
+            self.tls.unwrap()
         self._flush()
         self._tcp.loseConnection()
 
@@ -202,7 +206,7 @@ class TlsProtocol(Protocol):
 
     def _shake_hands(self) -> None:
         try:
-            self._tls.do_handshake()
+            self.tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return
@@ -215,7 +219,7 @@ class TlsProtocol(Protocol):
 
     def _read(self) -> None:
         try:
-            while data := self._tls.read(CHUNK):
+            while data := self.tls.read(CHUNK):
                 self._inner.dataReceived(data)
         except ssl.SSLWantReadError:
             pass

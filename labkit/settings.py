@@ -8,18 +8,31 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import pika
 import pika.spec
-from pydantic import Field, SecretStr, field_validator
+from pika.credentials import ExternalCredentials
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from labkit import __version__
 from labkit.errors import ConfigurationError
 from labkit.frozen import FrozenMapping
 from labkit.tls import TlsSettings
 from labkit.urls import UrlParts, format_url, join_address, parse_url, split_address
-from labkit.validation import Count, Seconds, Secret, Settings, ShortText, Table, TcpTable, nearest, show, unknown_name
+from labkit.validation import (
+    SECRET_FIELDS,
+    Count,
+    Seconds,
+    Secret,
+    Settings,
+    ShortText,
+    Table,
+    TcpTable,
+    nearest,
+    show,
+    unknown_name,
+)
 
 __all__ = ["BrokerSettings", "TlsSettings"]
 
@@ -67,6 +80,9 @@ class BrokerSettings(Settings):
     virtual_host: ShortText = Field("/", description="a name of 1 to 255 bytes, such as '/'")
     username: ShortText = Field("guest", description="text of 1 to 255 bytes")
     password: Secret = Field(SecretStr("guest"), description="text without a zero byte")
+    auth_mechanism: Literal["PLAIN", "EXTERNAL"] = Field(
+        "PLAIN", description="'PLAIN': user name and password; 'EXTERNAL': the client certificate says who we are"
+    )
     heartbeat: Annotated[Count, Field(ge=0, le=UINT16)] | HeartbeatFunction | None = Field(
         60,
         description=f"a whole number of seconds from 0 (off) to {UINT16}; None: the broker's; "
@@ -126,6 +142,18 @@ class BrokerSettings(Settings):
         if not all(isinstance(each, str) for each in texts):
             return texts
         return tuple(join_address(*split_address(each.strip())) for each in texts)
+
+    @model_validator(mode="after")
+    def _external_needs_a_certificate(self) -> Self:
+        if self.auth_mechanism == "EXTERNAL" and not self.shows_certificate:
+            allowed = "'EXTERNAL' with a TlsSettings that has a client certificate (cert_file)"
+            raise ConfigurationError(
+                f"auth_mechanism: 'EXTERNAL' is not allowed here; allowed: {allowed}",
+                field="auth_mechanism",
+                value="EXTERNAL",
+                allowed=allowed,
+            )
+        return self
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -213,6 +241,11 @@ class BrokerSettings(Settings):
         default = AMQP_PORT if self.tls is None else AMQPS_PORT
         return tuple((host, port or default) for host, port in self._named())
 
+    @property
+    def shows_certificate(self) -> bool:
+        """Whether the broker is shown a certificate of ours."""
+        return self.tls is not None and self.tls.shows_certificate
+
     def to_url(self, mask: bool = True) -> str:
         """Return these settings as a URL; fields that have their default are left out of the query.
 
@@ -225,8 +258,7 @@ class BrokerSettings(Settings):
         options = _written(self, skip=IN_AUTHORITY)
         if self.tls is not None:
             options.update(_written(self.tls, skip=()))
-            if mask and self.tls.key_password is not None:
-                options["key_password"] = MASK
+            options.update({name: MASK for name in SECRET_FIELDS & options.keys() if mask})
         parts = UrlParts(
             is_tls=self.tls is not None,
             addresses=self._named(),
@@ -252,7 +284,7 @@ class BrokerSettings(Settings):
                 host=host,
                 port=port,
                 virtual_host=self.virtual_host,
-                credentials=pika.PlainCredentials(self.username, self.password.get_secret_value()),
+                credentials=self._credentials(),
                 heartbeat=self.heartbeat,
                 blocked_connection_timeout=self.blocked_connection_timeout,
                 connection_attempts=self.connection_attempts,
@@ -270,6 +302,11 @@ class BrokerSettings(Settings):
             )
             for host, port in self.addresses
         ]
+
+    def _credentials(self) -> Any:
+        if self.auth_mechanism == "EXTERNAL":
+            return ExternalCredentials()
+        return pika.PlainCredentials(self.username, self.password.get_secret_value())
 
     def _properties(self) -> dict[str, Any]:
         own = self.client_properties.thaw()

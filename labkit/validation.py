@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from labkit.errors import ConfigurationError
 from labkit.frozen import FrozenMapping
 
-SECRET_FIELDS = frozenset({"password", "key_password"})
+SECRET_FIELDS = frozenset({"password", "key_password", "cert_data"})
 SHORT_STRING_MAX = 255  # bytes; AMQP 0-9-1, section 4.2.5.3 (Strings)
 INT64 = 2**63
 SHOWN_MAX = 60  # characters of a value that an error repeats
@@ -223,6 +223,16 @@ def not_empty(value: Any) -> Any:
     return value
 
 
+def pem(value: Any) -> Any:
+    """Take PEM as text or as bytes, which is how a file or a secret store gives it; refuse an empty one."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("ascii")
+        except UnicodeDecodeError:
+            raise ValueError("PEM is ASCII text") from None
+    return not_empty(value)
+
+
 def table(value: Any) -> FrozenMapping:
     """Return *value* as a frozen mapping that an AMQP field table can carry; text is read as JSON."""
     if isinstance(value, str):
@@ -326,3 +336,5 @@ FilePath = Annotated[Text, BeforeValidator(lambda value: os.fspath(value) if isi
 Table = Annotated[FrozenMapping, BeforeValidator(table), PlainSerializer(lambda value: value.thaw())]
 TcpTable = Annotated[FrozenMapping, BeforeValidator(tcp_table), PlainSerializer(lambda value: value.thaw())]
 Secret = Annotated[SecretStr, BeforeValidator(plain_text)]
+Pem = Annotated[str, BeforeValidator(pem)]
+SecretPem = Annotated[SecretStr, BeforeValidator(pem)]

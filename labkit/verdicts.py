@@ -165,6 +165,8 @@ PLACES |= {
 LIMIT_REACHED = re.compile(r"limit.{0,80}\bis reached", re.IGNORECASE | re.DOTALL)
 # How a TLS 1.3 server's refusal of our certificate looks: it arrives when Pika already waits for AMQP.
 TLS_ALERT = re.compile(r"(?:SSL|TLS).{0,200}ALERT", re.IGNORECASE | re.DOTALL)
+# How ``labkit.second_look`` says that plain AMQP went to a TLS port; an alert too.
+SPEAKS_TLS = "TLS ALERT IN ANSWER TO PLAIN AMQP"
 # Pika's way to say that the other side hung up between TCP's handshake and AMQP's (io_services_utils.py).
 PEER_GONE = "Expected connected socket"
 # Pika keeps the broker's answer only as text inside its "probable" errors.
@@ -259,6 +261,8 @@ def _kind_of(error: BaseException) -> Kind:
         return _by_code(error.reply_code, error.reply_text, _place(error))
     if isinstance(error, px.IncompatibleProtocolError) and TLS_ALERT.search(str(error)):
         return Kind.REFUSED
+    if isinstance(error, ssl.SSLError) and "ALERT_INTERNAL_ERROR" in str(error):
+        return Kind.TRANSIENT  # the other side failed by itself: its certificate is being replaced, for example
     if isinstance(error, ValueError) and PEER_GONE in str(error):
         return Kind.TRANSIENT
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

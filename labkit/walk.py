@@ -8,9 +8,11 @@ Everything runs on the loop's thread. What Pika's adapters are made from is used
 I/O services, the shim that joins a transport to a connection, the states of a connection.
 """
 
+import contextlib
 import functools
 import logging
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +22,9 @@ from pika.adapters.base_connection import BaseConnection, _StreamingProtocolShim
 from pika.adapters.utils import connection_workflow as workflow
 from pika.tcp_socket_opts import set_sock_opts
 
-from labkit.bringup import SHORTEST_LIMIT
-from labkit.errors import Kind, classify, connect_error, describe
+from labkit.bringup import SHORTEST_LIMIT, for_address
+from labkit.connect_errors import connect_error
+from labkit.errors import ConfigurationError, Kind, classify, describe
 from labkit.events import (
     AttemptFailed,
     ConnectAttempted,
@@ -30,7 +33,9 @@ from labkit.events import (
     Dispatcher,
 )
 from labkit.retry import Clock
+from labkit.second_look import is_unclear, second_look
 from labkit.settings import BrokerSettings
+from labkit.tls_session import agreed
 from labkit.urls import join_address
 from labkit.verdicts import is_tls_failure
 
@@ -60,6 +65,7 @@ class HostWalk:
         self._queue: deque[pika.ConnectionParameters] = deque()  # hosts of this round
         self._addresses: deque[Any] = deque()  # of this host, as getaddrinfo gives them
         self._host_ends = 0.0
+        self._is_looking = False
         self._task: Any = None  # what Pika's I/O services do for us now
         self._timer: Any = None
         self._socket: socket.socket | None = None
@@ -84,6 +90,7 @@ class HostWalk:
         """Hear from the connection that it is open."""
         self._let_go()
         self.is_under_way = False
+        agreed(self._connection)
         seconds = self._clock.now() - self._started
         self._events.emit(ConnectionOpened(attempts=self._attempts, seconds=seconds, **self._place()))
 
@@ -93,6 +100,10 @@ class HostWalk:
         If so it will be tried, by a callback; if not, the walk is over.
         """
         self._let_go()
+        if is_unclear(error) and not self._is_looking:
+            self._look_again(error)
+            return True
+        self._is_looking = False
         refused = classify(error).kind is Kind.REFUSED
         self._error = error
         if refused or self._left() <= 0:
@@ -119,6 +130,23 @@ class HostWalk:
         self._later(pause, self._next_round)
         return True
 
+    def _look_again(self, error: Any) -> None:
+        """Find out, on a thread, what the other side did not like; then go on."""
+        self._is_looking = True
+        one = for_address(self._parameters, self._address, SHORTEST_LIMIT)
+        left = self._host_ends - self._clock.now()
+
+        def look() -> None:
+            clearer = second_look(one, error, left)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                self._nbio.add_callback_threadsafe(lambda: self._judge(clearer))
+
+        threading.Thread(target=look, name="labkit-second-look", daemon=True).start()
+
+    def _judge(self, error: BaseException) -> None:
+        if self.is_under_way:  # not aborted meanwhile
+            self._connection.hear_of_the_look(error)
+
     def error(self) -> Any:
         """Return what ended the walk, in Pika's classes."""
         if not self._errors:
@@ -132,8 +160,16 @@ class HostWalk:
     def _next_round(self) -> None:
         self._rounds -= 1
         self._errors.clear()
+        if self._attempts:
+            self._read_again()
         self._queue = deque(self.hosts)
         self._next_host()
+
+    def _read_again(self) -> None:
+        """Use what the TLS files hold now; what the last round used, while somebody is writing them."""
+        left = {(each.host, each.port) for each in self.hosts}
+        with contextlib.suppress(ConfigurationError):
+            self.hosts = [each for each in self._settings.to_pika() if (each.host, each.port) in left]
 
     def _next_host(self) -> None:
         self._host_ends = self._clock.now() + max(SHORTEST_LIMIT, self._left() / len(self._queue))
@@ -175,6 +211,7 @@ class HostWalk:
 
     def _next_address(self) -> None:
         family, kind, protocol, _, address = self._addresses.popleft()
+        self._address = str(address[0])
         left = (self._host_ends - self._clock.now()) / (len(self._addresses) + 1)
         limit = max(SHORTEST_LIMIT, min(left, self._parameters.stack_timeout or left))
         patience = min(limit, self._parameters.socket_timeout or limit)
@@ -267,7 +304,13 @@ class HostWalk:
         self.is_under_way = False
         self._report(next_delay=None)
         elapsed = self._clock.now() - self._started
-        error = connect_error(self.error(), hosts=self._tried, attempts=self._attempts, elapsed=elapsed)
+        error = connect_error(
+            self.error(),
+            hosts=self._tried,
+            attempts=self._attempts,
+            elapsed=elapsed,
+            shows_certificate=self._settings.shows_certificate,
+        )
         self._events.emit(
             ConnectionGivenUp(
                 attempts=self._attempts, error=error, seconds=elapsed, connection=self._settings.connection_name
@@ -285,6 +328,7 @@ class WalkingConnection(BaseConnection):  # type: ignore[misc]
 
     def __init__(self, walk: HostWalk, custom_ioloop: Any) -> None:
         self._walk = walk
+        self._connection_workflow: Any
         self._heard_of_errors: list[ErrorCallback] = []
         super().__init__(walk.hosts[0], on_open_error_callback=self._on_attempt_failed, custom_ioloop=custom_ioloop)
         self.add_on_open_callback(walk.opened)
@@ -305,8 +349,18 @@ class WalkingConnection(BaseConnection):  # type: ignore[misc]
         for callback in self._heard_of_errors:
             callback(self, error)
 
+    def hear_of_the_look(self, error: BaseException) -> None:
+        """Hear how an attempt ended whose own error left that open."""
+        self._set_connection_state(self.CONNECTION_CLOSED)
+        self._connection_workflow = None
+        self._on_attempt_failed(self, error)
+        self._go_on_opening()
+
     def _on_stream_terminated(self, error: BaseException | None) -> None:
         super()._on_stream_terminated(error)
+        self._go_on_opening()
+
+    def _go_on_opening(self) -> None:
         if self._walk.is_under_way:  # still opening, whatever Pika has just reset
             self._set_connection_state(self.CONNECTION_INIT)
             self._connection_workflow = self._walk

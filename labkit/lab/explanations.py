@@ -76,21 +76,39 @@ OURS: tuple[tuple[type[BaseException], str, str, str], ...] = (
     ),
     (
         errors.CertificateExpired,
-        "the broker's certificate is out of date, or not valid yet",
+        "the broker's certificate is out of date",
         CLIENT,
         "check this machine's clock; if it is right, the broker needs a new one",
     ),
     (
-        errors.ClientCertificateRefused,
-        "the broker wants another certificate of us",
+        errors.CertificateNotYetValid,
+        "the broker's certificate is for later",
+        CLIENT,
+        "check this machine's clock; if it is right, the broker needs one that is valid now",
+    ),
+    (
+        errors.ClientCertificateMissing,
+        "the broker wants a certificate of us, and we showed none",
         BROKER,
         "give one that the broker trusts: TlsSettings.cert_file and key_file",
+    ),
+    (
+        errors.ClientCertificateRefused,
+        "the broker does not take our certificate",
+        BROKER,
+        "give one that is valid now and signed by whom the broker trusts: TlsSettings.cert_file and key_file",
     ),
     (
         errors.NotTls,
         "what answers on that port does not speak TLS",
         CLIENT,
         "use the broker's TLS port, usually 5671; or leave out the TLS settings",
+    ),
+    (
+        errors.TlsRequired,
+        "we speak plain AMQP, and what answers on that port speaks TLS",
+        BROKER,
+        "give TlsSettings; or use the port for plain AMQP, usually 5672",
     ),
     (
         errors.TlsError,

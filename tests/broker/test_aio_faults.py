@@ -176,7 +176,7 @@ async def test_cancelled_close_drops_the_socket(proxy):
         assert not connection.is_open
 
 
-@pytest.mark.parametrize("tls", [None, TlsSettings(insecure=True)], ids=["plain", "tls"])
+@pytest.mark.parametrize("tls", [None, TlsSettings()], ids=["plain", "tls"])
 def test_connect_deadline_and_cancel_hold_against_a_host_that_accepts_and_says_nothing(settings, tls):
     @asynchronous
     async def check():

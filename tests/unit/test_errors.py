@@ -10,9 +10,10 @@ import pytest
 from pika.adapters.utils import connection_workflow as workflow
 
 from labkit import errors
-from labkit.errors import Kind, LabkitError, classify, connect_error, describe
+from labkit.connect_errors import connect_error
+from labkit.errors import Kind, LabkitError, classify, describe
 from labkit.lab.diagnosis import explain
-from labkit.verdicts import PLACES, REPLY_CODES, root_cause
+from labkit.verdicts import PLACES, REPLY_CODES, SPEAKS_TLS, root_cause
 
 PIKAS = [
     cls
@@ -187,9 +188,15 @@ def certificate_error(code):
         (certificate_error(62), errors.CertificateNameMismatch),
         (certificate_error(64), errors.CertificateNameMismatch),
         (certificate_error(20), errors.CertificateNotTrusted),
-        (ALERT, errors.ClientCertificateRefused),
+        (certificate_error(9), errors.CertificateNotYetValid),
+        (ALERT, errors.ClientCertificateMissing),
+        (px.IncompatibleProtocolError(f"{SPEAKS_TLS} (at first: EOF)"), errors.TlsRequired),
+        (ssl.SSLError(1, "[SSL: SSLV3_ALERT_CERTIFICATE_EXPIRED] x"), errors.ClientCertificateRefused),
+        (ssl.SSLError(1, "[SSL: TLSV1_ALERT_UNKNOWN_CA] x"), errors.ClientCertificateRefused),
         (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), errors.NotTls),
+        (ssl.SSLError(1, "[SSL: TLSV1_ALERT_PROTOCOL_VERSION] x"), errors.TlsError),
         (ssl.SSLError(1, "[SSL: NO_PROTOCOLS_AVAILABLE]"), errors.TlsError),
+        (ssl.SSLError(1, "[SSL: TLSV1_ALERT_INTERNAL_ERROR] the other side's own"), errors.ConnectError),
     ],
 )
 def test_failed_connect_becomes_the_error_of_its_cause(cause, cls):
@@ -198,6 +205,13 @@ def test_failed_connect_becomes_the_error_of_its_cause(cause, cls):
     assert (error.hosts, error.attempts, error.elapsed) == (("mq:5672",), 3, 1.25)
     assert "mq:5672 after 3 attempts" in str(error)
     assert type(root_cause(cause)).__name__ in str(error)
+
+
+def test_handshake_failure_means_a_missing_certificate_only_where_none_was_shown():
+    cause = ssl.SSLError(1, "[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] sslv3 alert handshake failure")
+    facts = {"hosts": ["mq:5671"], "attempts": 1, "elapsed": 0.1}
+    assert type(connect_error(cause, **facts)) is errors.ClientCertificateMissing
+    assert type(connect_error(cause, **facts, shows_certificate=True)) is errors.TlsError
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import os
 import pickle
 import ssl
 import traceback
+import warnings
 
 import pika
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import BrokerSettings, ConfigurationError, LabkitError, TlsSettings
+from labkit import BrokerSettings, ConfigurationError, InsecureTls, LabkitError, TlsSettings
 from labkit.settings import CAPABILITIES
 
 SECRET = "s3cret-p4ss"
@@ -117,10 +118,32 @@ def test_tls_name_follows_the_host_unless_it_is_given():
 
 
 def test_insecure_switches_both_checks_off():
-    context = TlsSettings(insecure=True, minimum_version="TLSv1.3").make_context()
+    with pytest.warns(InsecureTls):
+        context = TlsSettings(insecure=True, minimum_version="TLSv1.3").make_context()
     assert context.verify_mode is ssl.CERT_NONE
     assert not context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+
+
+def test_insecure_warns_each_time_a_context_is_made():
+    tls = TlsSettings(insecure=True)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")  # what a program has that says nothing: the same warning once a place
+        for _ in range(3):
+            tls.make_context()
+    assert [each.category for each in heard] == [InsecureTls] * 3
+    assert "ca_file" in str(heard[0].message)
+
+
+def test_external_login_sends_no_password_and_needs_a_client_certificate():
+    tls = TlsSettings(cert_data="PEM")
+    settings = BrokerSettings(tls=tls, auth_mechanism="EXTERNAL")
+    assert type(settings._credentials()).__name__ == "ExternalCredentials"
+    assert BrokerSettings.from_url(settings.to_url(mask=False)) == settings
+    for without in (None, TlsSettings()):
+        error = refused(BrokerSettings, tls=without, auth_mechanism="EXTERNAL")
+        assert error.field == "auth_mechanism"
+        assert "cert_file" in error.allowed
 
 
 # --- immutable values -------------------------------------------------------------------------------------------
@@ -280,6 +303,9 @@ def test_hosts_together_with_host_or_port_is_refused(also):
         ({"ca_file": "a", "ca_data": "b"}, "ca_data"),
         ({"key_file": "a"}, "key_file"),
         ({"key_password": SECRET}, "key_password"),
+        ({"cert_data": SECRET, "cert_file": "a"}, "cert_data"),
+        ({"cert_data": SECRET, "key_file": "a"}, "cert_data"),
+        ({"cert_data": b"\xff"}, "cert_data"),
         ({"minimum_version": "SSLv3"}, "minimum_version"),
         ({"verify": False}, "verify"),
         ({"ca_file": ""}, "ca_file"),
@@ -386,7 +412,7 @@ tls_settings = st.builds(
     server_name=st.none() | names,
     minimum_version=st.sampled_from(["TLSv1.2", "TLSv1.3"]),
     insecure=st.booleans(),
-)
+) | st.builds(TlsSettings, cert_data=names, key_password=st.none() | names)
 
 
 def addresses(draw):
@@ -505,13 +531,13 @@ def test_wrong_variable_is_named(environment, name, text, clue):
 
 
 def test_secret_is_in_no_text_of_the_settings(caplog):
-    settings = BrokerSettings(password=SECRET, tls=TlsSettings(cert_file="c", key_password=SECRET))
+    settings = BrokerSettings(password=SECRET, tls=TlsSettings(cert_data=SECRET, key_password=SECRET))
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("test").info("settings: %s %r", settings, settings)
     texts = [repr(settings), str(settings), f"{settings}", settings.to_url(), str(settings.model_dump()), caplog.text]
     texts += [settings.model_dump_json(), repr(settings.to_pika)]
     assert not [text for text in texts if SECRET in text]
-    assert settings.to_url(mask=False).count(SECRET) == 2
+    assert settings.to_url(mask=False).count(SECRET) == 3
 
 
 @pytest.mark.parametrize(
@@ -539,6 +565,14 @@ def test_secret_is_in_no_traceback(build):
     assert SECRET not in text
     assert caught.value.__context__ is None or isinstance(caught.value.__context__, LabkitError)
     assert SECRET not in repr(vars(caught.value))
+
+
+@pytest.mark.parametrize("use", [TlsSettings.make_context, TlsSettings.certificate])
+def test_key_that_cannot_be_used_is_in_no_traceback(use):
+    with pytest.raises(ConfigurationError) as caught:
+        use(TlsSettings(cert_data=f"-----BEGIN PRIVATE KEY-----\n{SECRET}"))
+    assert caught.value.field == "cert_data"
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_repr_shows_no_port_and_no_address():
