@@ -1,6 +1,7 @@
 """Serve the learner's notebooks in JupyterLab, and end everything that was started when the learner is done."""
 
 import contextlib
+import html
 import json
 import os
 import secrets
@@ -18,6 +19,7 @@ import httpx
 
 from labkit.errors import LabkitError
 from labkit.lab.copies import LANDING
+from labkit.lab.home import replace_file
 
 PREFERRED_PORT = 8888
 ATTEMPTS = 3  # to have a port that nobody takes while JupyterLab starts
@@ -41,12 +43,26 @@ class NotebookServer:
         self._may_move = port is None
         self._port = port or free_port(PREFERRED_PORT)
         self._token = secrets.token_hex(16)
+        self._page = state / "open-jupyterlab.html"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
         """What to open in a browser; the token in it is the key to the learner's machine."""
         return f"http://127.0.0.1:{self._port}/lab/tree/{LANDING}?token={self._token}"
+
+    def landing_page(self) -> str:
+        """Write a page that sends the browser to :attr:`address`, for this user's eyes only; return where it is.
+
+        A browser gets what it is to open on its command line, where every user of the machine can read it, so that
+        must not be the token.
+        """
+        target = html.escape(self.address, quote=True)
+        page = (
+            f'<!doctype html><meta http-equiv="refresh" content="0; url={target}"><a href="{target}">JupyterLab</a>\n'
+        )
+        replace_file(self._page, page.encode())
+        return self._page.resolve().as_uri()
 
     def start(self) -> None:
         """Start JupyterLab and wait until it answers.
@@ -89,6 +105,7 @@ class NotebookServer:
 
     def stop(self) -> None:
         """End the server and its kernels; at most 10 s, then without asking. Twice is fine."""
+        self._page.unlink(missing_ok=True)
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -158,7 +175,7 @@ def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: b
         say(f"JupyterLab: {server.address}")
         say("Ctrl-C here ends JupyterLab and the broker that this command started")
         if open_browser and _has_display():
-            webbrowser.open(server.address)
+            webbrowser.open(server.landing_page())
         server.wait()
     except KeyboardInterrupt:
         say("")
@@ -174,7 +191,9 @@ def _has_display() -> bool:
     """Whether a browser could open a window; without one, webbrowser may start a text browser in this terminal."""
     if sys.platform in ("darwin", "win32"):
         return True
-    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"))
+    if os.environ.get("WSL_DISTRO_NAME"):
+        return False  # the browser is Windows' own and cannot open a file of ours: the address is printed
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def free_port(preferred: int) -> int:

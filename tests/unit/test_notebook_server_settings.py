@@ -1,6 +1,7 @@
 """JupyterLab's port, settings and command line, before it is started."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -55,3 +56,16 @@ def test_ending_a_server_that_never_started_is_fine(tmp_path: Path) -> None:
     server = NotebookServer(tmp_path, tmp_path, port=1)
     server.stop()
     assert server.wait() == 0
+
+
+def test_the_browser_is_given_a_private_page_that_leads_to_the_token_and_goes_with_the_server(tmp_path: Path) -> None:
+    server = NotebookServer(tmp_path / "work", tmp_path, port=4242)
+    token = server._environment()["JUPYTER_TOKEN"]
+    page = server.landing_page()
+    assert token not in page
+    assert page.startswith("file://")
+    written = tmp_path / "open-jupyterlab.html"
+    assert f"url={server.address}" in written.read_text()
+    assert os.name == "nt" or written.stat().st_mode & 0o077 == 0
+    server.stop()
+    assert not written.exists()
