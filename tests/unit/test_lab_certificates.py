@@ -16,7 +16,7 @@ from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab import certificates
 from labkit.lab.certificates import ELSEWHERE, FLAWED, RENEW_BEFORE, SERVER_NAMES, LabCertificates, Pair
 from labkit.lab.commands import app
-from labkit.tls import make_context
+from labkit.tls import TlsSettings
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 
@@ -33,7 +33,7 @@ def read(path: Path) -> x509.Certificate:
 def handshake(server: Pair, ca_file: Path, name: str, client: Pair | None = None) -> None:
     """Shake hands in memory, with our own verifying context on the client's side."""
     shown = {"cert_file": str(client.cert_file), "key_file": str(client.key_file)} if client else {}
-    ours = make_context(ca_file=str(ca_file), **shown)
+    ours = TlsSettings(ca_file=str(ca_file), **shown).make_context()
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(*server)
     if client:
