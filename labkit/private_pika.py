@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pika
+import pika.exceptions as px
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,13 @@ NEEDED = (
 
 
 def drop(connection: pika.SelectConnection, reason: Exception) -> None:
-    """Close the socket without asking the broker; Pika then reports *reason*. On the loop's thread."""
+    """Close the socket without asking the broker; Pika then reports *reason*. On the loop's thread.
+
+    During the handshake Pika 1.4 takes a ConnectionOpenAborted for its own, hands on the class of an error where an
+    instance is meant, and fails an assertion, which would end the loop. So it gets another error then.
+    """
+    if isinstance(reason, px.ConnectionOpenAborted) and not connection.is_open:
+        reason = px.StreamLostError(*reason.args)
     if not connection.is_closed:
         connection._terminate_stream(reason)
 

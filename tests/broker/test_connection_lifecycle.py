@@ -186,6 +186,30 @@ def test_close_ends_an_attempt_to_connect(settings):
     assert timeline.names() == ["ConnectAttempted", "ConnectionClosed"]
 
 
+@pytest.mark.parametrize("end", [Connection.close, Connection.abort])
+def test_ending_a_connection_during_its_handshake_harms_no_other(settings, caplog, end):
+    with connected(settings) as (other, _), Proxy(settings) as proxy, proxy.fault(Stall(), direction="downstream"):
+        connection = Connection(proxy.settings())
+        outcome = []
+
+        def work():
+            try:
+                connection.open()
+            except LabkitError as exc:
+                outcome.append(exc)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        proxy.wait_for("ProtocolHeader", timeout=10)
+        end(connection)
+        thread.join(10)
+        assert isinstance(outcome[0], NotConnected)
+        assert connection.state is State.CLOSED
+        assert other.is_open
+        assert other.generation == 1
+    assert "crashed" not in caplog.text
+
+
 def test_close_under_a_stall_ends_in_time_and_says_it_was_not_clean(settings):
     with Proxy(settings) as proxy, connected(proxy.settings()) as (connection, timeline):
         with proxy.fault(Stall()):
