@@ -147,6 +147,11 @@ class RecoveringFacade(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shown_state()})"
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody has opened it, or somebody has closed it. A lost link does not close it."""
+        return self._role is None
+
     def __enter__(self) -> Self:
         return self.open()
 
@@ -154,13 +159,14 @@ class RecoveringFacade(Generic[R]):
         self.close()
 
     def open(self, *, deadline: float | None = None) -> Self:
-        """Connect if need be, open the channel, and return self. Twice is fine.
+        """Connect if need be, open the channel, and return self. Twice is fine: it then waits until it can be used.
 
         Args:
             deadline: Seconds for everything; None: ``connect_deadline`` of the settings.
 
         Raises:
-            ConnectError, NotConnected: as ``Connection.open`` does; nothing is left behind.
+            ConnectError, NotConnected: as ``Connection.open`` does; nothing is left behind. What was open before goes
+                on trying if it recovers, and keeps its messages.
             ChannelLost: the broker refused (a queue that is missing, 404).
             DeadlineExceeded: the broker did not answer in time.
         """
@@ -171,7 +177,8 @@ class RecoveringFacade(Generic[R]):
         ends = time.monotonic() + seconds
         with self._locked(seconds, "opening"):
             life, role = connection._life, self._role
-            if role is None or role.life is not life:  # closed; or this is a child process after a fork
+            is_new = role is None or role.life is not life  # it was closed; or this is a child process after a fork
+            if role is None or is_new:
                 role = self._role = self._make_role(life)
             try:
                 if role not in life.roles:
@@ -181,8 +188,9 @@ class RecoveringFacade(Generic[R]):
             except BaseException as exc:
                 if self._role is not role and isinstance(exc, LabkitError):
                     return self  # a consumer's handler has closed it already: that is no failure
-                self._role = None
-                self._stop(role, GOODBYE)
+                if is_new:  # else it goes on: what it holds waits for a link
+                    self._role = None
+                    self._stop(role, GOODBYE)
                 raise
         return self
 

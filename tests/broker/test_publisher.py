@@ -79,6 +79,23 @@ def test_a_connection_that_was_given_is_opened_and_left_open(settings):
     connection.close()
 
 
+def test_opening_it_again_in_vain_costs_nothing_that_is_on_its_way(settings):
+    with publishing(settings) as (publisher, proxy, _):
+        with proxy.fault(Stall(), direction="downstream"):
+            sent = publisher.publish("x", routing_key="work")
+            until(lambda: publisher.in_flight == 1)
+            with proxy.fault(Refuse()):
+                proxy.cut()
+                until(lambda: not publisher.connection.is_open)
+                with pytest.raises(DeadlineExceeded):
+                    publisher.open(deadline=0.2)
+                assert not publisher.is_closed
+        sent.result()
+        publisher.open()
+    assert publisher.is_closed
+    assert {body for _, body in drained(settings)} == {b"x"}
+
+
 def test_a_connection_without_recovery_is_refused():
     with pytest.raises(ConfigurationError, match="recovery=True"):
         Publisher(Connection(BrokerSettings()))
