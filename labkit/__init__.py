@@ -71,6 +71,7 @@ from labkit.events import (
 )
 from labkit.factory import ConnectionFactory
 from labkit.lease import Lease
+from labkit.manager import ConnectionManager
 from labkit.pool import ConnectionPool
 from labkit.pool_stats import PoolStats
 from labkit.publisher import Publisher
@@ -111,6 +112,7 @@ __all__ = [
     "ConnectionFactory",
     "ConnectionGivenUp",
     "ConnectionLost",
+    "ConnectionManager",
     "ConnectionOpened",
     "ConnectionPool",
     "ConnectionRecovered",

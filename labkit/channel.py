@@ -16,7 +16,7 @@ from labkit.frozen import FrozenMapping
 from labkit.io_thread import CLAIMED_MAX
 from labkit.link import Link
 from labkit.topology import Binding, Exchange, Message, Queue
-from labkit.validation import checked_name, checked_number
+from labkit.validation import checked_name, checked_number, checked_prefetch
 
 if TYPE_CHECKING:
     from labkit.connection import Connection
@@ -25,7 +25,6 @@ LOGGER = logging.getLogger(__name__)
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
 FLUSH_TIMEOUT = 1.0  # seconds that close() gives the listeners to hear of it
 PREFETCH = 10  # messages ahead, unless qos() says otherwise
-PREFETCH_MAX = 65535  # AMQP 0-9-1, basic.qos: a short
 
 Handler = Callable[[Delivery], object]
 
@@ -184,14 +183,7 @@ class Channel:
 
     def qos(self, prefetch: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Let the broker send each later consumer *prefetch* unacknowledged messages ahead: 1 to 65535."""
-        checked_number("prefetch", prefetch, PREFETCH_MAX, whole=True)
-        if prefetch == 0:
-            raise ConfigurationError(
-                "prefetch: 0 (no limit) is not allowed: the messages would pile up here; allowed: 1 to 65535",
-                field="prefetch",
-                value=0,
-                allowed="1 to 65535",
-            )
+        checked_prefetch(prefetch)
         self._rpc("setting the prefetch", lambda channel, done: channel.basic_qos(0, prefetch, callback=done), timeout)
         self._core.prefetch = prefetch
 

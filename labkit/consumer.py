@@ -15,9 +15,7 @@ from labkit.lifecycle import Lifecycle
 from labkit.recovering import CLOSE_TIMEOUT, GOODBYE, RecoveringFacade
 from labkit.settings import BrokerSettings
 from labkit.topology import Queue
-from labkit.validation import checked_name, checked_number
-
-PREFETCH_MAX = 65535  # AMQP 0-9-1, basic.qos: a short
+from labkit.validation import checked_name, checked_prefetch
 
 
 class Consumer(RecoveringFacade[ConsumerRole]):
@@ -65,13 +63,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
             raise ConfigurationError(
                 "handler: it cannot be called; allowed: a function of one delivery", field="handler"
             )
-        if checked_number("prefetch", prefetch, PREFETCH_MAX, whole=True) == 0:
-            raise ConfigurationError(
-                "prefetch: 0 (no limit) is not allowed: the messages would pile up here; allowed: 1 to 65535",
-                field="prefetch",
-                value=0,
-                allowed="1 to 65535",
-            )
+        checked_prefetch(prefetch)
         if on_error not in get_args(OnError):
             allowed = " or ".join(map(repr, get_args(OnError)))
             raise ConfigurationError(
@@ -95,6 +87,12 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         """Whether messages come now: not while a link is lost, or a queue missing."""
         role = self._role
         return role is not None and role.is_ready
+
+    @property
+    def is_called_here(self) -> bool:
+        """Whether the calling thread is the one that its handler runs on now."""
+        role = self._role
+        return role is not None and role.thread == threading.get_ident()
 
     @property
     def handled(self) -> int:
@@ -126,7 +124,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         the handler this returns at once, and the end comes when the handler has returned.
         """
         role = self._role
-        if role is None or role.thread != threading.get_ident():
+        if role is None or not self.is_called_here:
             super().close(timeout=timeout)
             return
         self._role, role.is_stopping = None, True

@@ -8,9 +8,14 @@ import pika
 
 from labkit.errors import ConfigurationError
 from labkit.frozen import FrozenMapping
-from labkit.validation import checked_name, table
+from labkit.validation import checked_name, show, table, unknown_name
 
 PERSISTENT, TRANSIENT = 2, 1  # AMQP 0-9-1, section 1.8.3 (basic.delivery-mode)
+AS_PIKA_HAS_THEM = (
+    "content_type", "content_encoding", "message_id", "correlation_id", "reply_to", "type", "app_id",
+    "priority", "timestamp",
+)  # fmt: skip
+PROPERTIES = ("headers", *AS_PIKA_HAS_THEM, "expiration", "persistent")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -88,12 +93,28 @@ class Message:
         return message_or_body if isinstance(message_or_body, Message) else cls(message_or_body)
 
     @classmethod
+    def with_properties(cls, body: bytes | str, properties: pika.BasicProperties | Mapping[str, Any] | None) -> Self:
+        """Return *body* with *properties*: Pika's object, or names of this class with values, or none.
+
+        What they do not say keeps its default: the message is persistent unless ``delivery_mode`` is 1.
+
+        Raises:
+            ConfigurationError: a property that is unknown, or cannot be sent.
+        """
+        if properties is None:
+            return cls(body)
+        if not isinstance(properties, Mapping):
+            properties = _named_values(properties)
+        for name in properties:
+            if name not in PROPERTIES:
+                raise unknown_name("a message has no property", str(name), PROPERTIES)
+        return cls(body, **properties)
+
+    @classmethod
     def received(cls, properties: pika.BasicProperties, body: bytes) -> Self:
         """Return what came from the broker, with the properties as they were sent."""
         message = cls(body)
-        for name in ("content_type", "content_encoding", "message_id", "correlation_id", "reply_to", "type", "app_id"):
-            object.__setattr__(message, name, getattr(properties, name))
-        for name in ("priority", "timestamp"):
+        for name in AS_PIKA_HAS_THEM:
             object.__setattr__(message, name, getattr(properties, name))
         object.__setattr__(message, "headers", FrozenMapping(properties.headers or {}))
         expiration = properties.expiration
@@ -218,6 +239,23 @@ class Binding:
                 allowed="'queue' or 'exchange'",
             )
         _freeze_arguments(self)
+
+
+def _named_values(properties: object) -> dict[str, Any]:
+    """Return what Pika's *properties* say, under the names of a Message."""
+    if not isinstance(properties, pika.BasicProperties):
+        raise _refused("properties", f"a {type(properties).__name__}", "pika.BasicProperties, a mapping of names, None")
+    for name in ("user_id", "cluster_id"):
+        if getattr(properties, name) is not None:
+            raise _refused(name, "this property", ", ".join(PROPERTIES))
+    values = {name: getattr(properties, name) for name in AS_PIKA_HAS_THEM}
+    values.update(headers=properties.headers, persistent=properties.delivery_mode != TRANSIENT)
+    text = properties.expiration
+    if text is not None:
+        if not (isinstance(text, str) and text.isdecimal()):
+            raise _refused("expiration", show(text), "milliseconds, as text of digits, or None")
+        values["expiration"] = int(text) / 1000
+    return values
 
 
 def _check_name(name: str, value: object) -> None:

@@ -25,6 +25,7 @@ from labkit.frozen import FrozenMapping
 SECRET_FIELDS = frozenset({"password", "key_password", "cert_data"})
 SHORT_STRING_MAX = 255  # bytes; AMQP 0-9-1, section 4.2.5.3 (Strings)
 INT64 = 2**63
+PREFETCH_MAX = 65535  # AMQP 0-9-1, section 1.8.3 (basic.qos): a short
 SHOWN_MAX = 60  # characters of a value that an error repeats
 TCP_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 # What everybody types, and what is too far from the field's name for difflib.
@@ -270,6 +271,22 @@ def checked_number(name: str, value: Any, maximum: float = 10.0**9, *, whole: bo
     raise ConfigurationError(
         f"{name}: {show(value)} is not allowed; allowed: {allowed}", field=name, value=value, allowed=allowed
     )
+
+
+def checked_prefetch(value: Any) -> int:
+    """Return *value* if it can be a prefetch: messages that the broker sends ahead, 1 to 65535.
+
+    Raises:
+        ConfigurationError: it cannot; also 0, which would mean no limit.
+    """
+    if checked_number("prefetch", value, PREFETCH_MAX, whole=True) == 0:
+        raise ConfigurationError(
+            f"prefetch: 0 (no limit) is not allowed: the messages would pile up here; allowed: 1 to {PREFETCH_MAX}",
+            field="prefetch",
+            value=0,
+            allowed=f"1 to {PREFETCH_MAX}",
+        )
+    return int(value)
 
 
 def check_type(name: str, value: object, wanted: type) -> None:

@@ -9,12 +9,14 @@ import pytest
 from labkit import (
     ConnectionBlocked,
     ConnectionLost,
+    ConnectionManager,
     ConnectionRecovered,
     ConnectionUnblocked,
     DeadlineExceeded,
     Outcome,
     Publisher,
     Queue,
+    Timeline,
 )
 from labkit.errors import BrokerError
 from labkit.lab import brokers
@@ -64,6 +66,7 @@ def test_nothing_confirmed_is_lost_over_kill_9_and_a_blocked_publisher_waits():
             pytest.skip("needs a broker that can be killed and alarmed")
         through_the_death_of_the_broker(broker, [broker.kill, broker.kill], messages=2000)
         an_alarm_holds_publishers_up(broker)
+        an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker)
 
 
 def an_alarm_holds_publishers_up(broker):
@@ -88,3 +91,25 @@ def an_alarm_holds_publishers_up(broker):
             sent[0].result()
             assert publisher.connection.generation == 1
     assert [body for _, body in drained(broker.settings(), "work")] == [b"the one that is told", b"later"]
+
+
+def an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker):
+    timeline, may_go_on, taken = Timeline(), threading.Event(), []
+
+    def handler(delivery):
+        may_go_on.wait(30)
+        taken.append(delivery.body)
+        delivery.ack()
+
+    with ConnectionManager(broker.settings(), listeners=[timeline]) as manager:
+        for each in manager.publisher.publish_many(["before"] * 30, routing_key="work"):
+            each.result()
+        manager.consume("work", handler)
+        with broker.alarm():
+            held = manager.publish("", "work", "during")
+            timeline.wait_for(ConnectionBlocked, timeout=10)
+            may_go_on.set()
+            until(lambda: len(taken) == 30)  # three times its prefetch: its acknowledgements are read
+            assert not held.done
+        held.result()
+        until(lambda: len(taken) == 31)

@@ -1,0 +1,329 @@
+"""One object for a whole program: it publishes, it consumes, and it keeps both going.
+
+Put together from ``Connection``, ``Publisher``, ``Consumer`` and ``Channel``. Who holds what, and in which order it
+ends, is in ``labkit.manager_parts``.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from labkit.channel import Channel
+from labkit.confirms import Confirmation
+from labkit.connection import CHANNEL_TIMEOUT, Connection
+from labkit.consumer import Consumer
+from labkit.consuming_role import Handler, OnError
+from labkit.errors import ConfigurationError
+from labkit.event_log import log_event
+from labkit.events import Listener
+from labkit.manager_parts import LATE_TIMEOUT, Parts
+from labkit.publisher import Publisher
+from labkit.recovering import CLOSE_TIMEOUT
+from labkit.retry import Backoff
+from labkit.settings import BrokerSettings
+from labkit.states import State
+from labkit.topology import Message, Queue
+from labkit.validation import SHORT_STRING_MAX, check_type, checked_name, checked_number, checked_prefetch, show
+
+if TYPE_CHECKING:
+    import pika
+
+
+class ConnectionManager:
+    """Publish and consume through lost links, from any thread, without a thought for connections.
+
+    Publishing and consuming have a connection each: when the broker has an alarm it stops reading from the one that
+    publishes, and messages still arrive on the other. Each is opened when it is first needed. Both recover by
+    themselves; prefetch, consumers, topology and unconfirmed messages are there again when they do. There is one layer
+    of retries, *backoff*; ``connection_attempts`` and ``retry_delay`` of the settings are Pika's own and not used.
+
+    What happens is logged (``labkit.event_log``), with its cause. The constructor does no I/O. ``with`` opens the
+    publishing connection, and raises what keeps it from opening; what the block raises comes out unchanged.
+
+    Thread-safe. In a child process after a fork its connections are new, and opened when they are used.
+
+    Args:
+        settings: Where to connect. The connections are named after ``connection_name``: "... publishing",
+            "... consuming".
+        max_in_flight: How many messages may wait for the broker's answer.
+        prefetch: Messages that the broker sends ahead to each consumer that does not say otherwise.
+        backoff: The pauses between attempts to connect. With ``attempts``, a connection that could not be opened
+            so many times in a row is given up, until somebody publishes or calls :meth:`ensure_connection`.
+        listeners: Functions that hear of every event of both connections.
+
+    Raises:
+        ConfigurationError: an argument that cannot be.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        *,
+        max_in_flight: int = 1000,
+        prefetch: int = 10,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        check_type("settings", settings, BrokerSettings)
+        self.settings = settings
+        self._max_in_flight = max_in_flight
+        self._prefetch = checked_prefetch(prefetch)
+        self._backoff = backoff
+        self._listeners = (log_event, *listeners)
+        self._lock = threading.Lock()
+        self._parts = self._new_parts()
+
+    @classmethod
+    def from_arguments(
+        cls,
+        host: str = "localhost",
+        port: int | None = None,
+        username: str = "guest",
+        password: str = "guest",  # noqa: S107 - RabbitMQ's own default
+        virtual_host: str = "/",
+        heartbeat: int = 60,
+        connection_timeout: float = 30.0,
+        max_retries: int | None = 3,
+        retry_delay: float = 5.0,
+    ) -> Self:
+        """Return a manager made from nine plain values.
+
+        Args:
+            host: A name or an address.
+            port: None: 5672.
+            username: Who we are.
+            password: Shown nowhere.
+            virtual_host: Where the queues are.
+            heartbeat: Seconds.
+            connection_timeout: Seconds for connecting, all attempts and pauses included (``connect_deadline``).
+            max_retries: How many attempts there are in all before it gives up; None: only time limits them.
+            retry_delay: Seconds that the first pause has at most; later ones are longer, up to 5 s (``Backoff``).
+
+        Raises:
+            ConfigurationError: a value that cannot be, under the name it has here.
+        """
+        if not isinstance(connection_timeout, int | float) or isinstance(connection_timeout, bool):
+            raise _refused("connection_timeout", connection_timeout, "seconds, above 0")
+        if not 0 < connection_timeout < float("inf"):
+            raise _refused("connection_timeout", connection_timeout, "seconds, above 0")
+        is_whole = isinstance(max_retries, int) and not isinstance(max_retries, bool)
+        if max_retries is not None and not (is_whole and max_retries >= 1):
+            raise _refused("max_retries", max_retries, "a whole number, 1 or more; None: no limit")
+        checked_number("retry_delay", retry_delay)
+        settings = BrokerSettings(
+            host=host,
+            port=port,
+            username=username,
+            password=password,
+            virtual_host=virtual_host,
+            heartbeat=heartbeat,
+            connect_deadline=connection_timeout,
+        )
+        maximum = max(Backoff().maximum, retry_delay)
+        return cls(settings, backoff=Backoff(initial=retry_delay, maximum=maximum, attempts=max_retries))
+
+    def __repr__(self) -> str:
+        parts = self._parts
+        if parts.is_closing:
+            return f"ConnectionManager({'closed' if parts.is_closed else 'closing'})"
+        consumers = f", consumers={len(parts.consumers)}" if parts.consumers else ""
+        return f"ConnectionManager({parts.publishing.state.value}{consumers})"
+
+    def __enter__(self) -> Self:
+        try:
+            return self.open()
+        except BaseException:
+            self.close(timeout=LATE_TIMEOUT)  # a link without a channel, for example
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
+        self.close()  # raises nothing for a dead link, so the body's own exception survives
+
+    @property
+    def publisher(self) -> Publisher:
+        """What publishes: it has ``publish_many``, ``flush`` and ``in_flight``. Open after :meth:`open`."""
+        return self._open_parts().publisher
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """The connections that have been needed so far: to publish, to consume. For a look at them."""
+        parts = self._parts
+        return tuple(each for each in (parts.publishing, parts.consuming) if each.state is not State.NEW)
+
+    def open(self, *, deadline: float | None = None) -> Self:
+        """Connect, and return self; after :meth:`close` too. Twice is fine.
+
+        Args:
+            deadline: Seconds; None: ``connect_deadline`` of the settings.
+
+        Raises:
+            AuthenticationFailed, AccessRefused, TlsError, ConnectError, DeadlineExceeded: as :meth:`ensure_connection`.
+        """
+        with self._lock:
+            if self._parts.is_closing:
+                self._parts = self._new_parts()
+        self.ensure_connection(deadline=deadline)
+        return self
+
+    def ensure_connection(self, *, deadline: float | None = None) -> None:
+        """Return when it can publish, and when every consumer consumes: connect, wait, or open a channel, as needed.
+
+        Nobody has to call this before a publish. It is for a program that wants to know now, and it brings consumers
+        back whose connection was given up. ``is_open`` is never trusted from memory: the I/O thread watches the link.
+
+        Args:
+            deadline: Seconds for everything; None: ``connect_deadline`` of the settings.
+
+        Raises:
+            AuthenticationFailed, AccessRefused, TlsError: the broker refused. Not retried.
+            ConnectError: nothing worked in time; ``__cause__`` is the last error.
+            DeadlineExceeded: a link that was lost is not back in time. It goes on trying.
+            ChannelLost: a consumer's queue is missing.
+            NotConnected: it was closed.
+        """
+        parts = self._open_parts()
+        seconds = self.settings.connect_deadline if deadline is None else float(checked_number("deadline", deadline))
+        ends = time.monotonic() + seconds
+        parts.begin(parts.publisher, seconds)
+        for consumer in parts.consumers:
+            parts.begin(consumer, max(0.0, ends - time.monotonic()))
+
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes | str | Message,
+        properties: "Mapping[str, Any] | pika.BasicProperties | None" = None,
+        *,
+        mandatory: bool = True,
+        deadline: float = 30.0,
+    ) -> Confirmation:
+        """Hand a message over and return its future: ``publish(...).result()`` returns when the broker has it.
+
+        It connects if need be, and waits while the link is lost or the broker has an alarm. A message is persistent,
+        and its content type is what the body is: text or bytes.
+
+        Args:
+            exchange: Its name; "": the default exchange, where the routing key is a queue's name.
+            routing_key: Up to 255 bytes.
+            body: Text, bytes, or a Message with its own properties.
+            properties: Names and values, or Pika's object. They are laid over the defaults.
+            mandatory: Have the broker say if no queue would receive it (Unroutable).
+            deadline: Seconds until its outcome is settled, connecting included.
+
+        Raises:
+            ConfigurationError: an argument that cannot be. Nothing was sent.
+            AuthenticationFailed, AccessRefused, TlsError, ConnectError: it cannot connect. Nothing was sent.
+            DeadlineExceeded: it did not get its turn within *deadline* seconds. Nothing was sent.
+            NotConnected: it is closed. Nothing was sent.
+        """
+        is_whole = isinstance(body, Message) and properties is None
+        message = body if is_whole else Message.with_properties(body, properties)  # type: ignore[arg-type]
+        for name, value in (("exchange", exchange), ("routing_key", routing_key)):
+            if value != "":
+                checked_name(name, value)
+        seconds = float(checked_number("deadline", deadline))
+        ends = time.monotonic() + seconds
+        parts = self._open_parts()
+        if parts.publisher.is_closed or not _is_under_way(parts.publishing):
+            parts.begin(parts.publisher, min(seconds, self.settings.connect_deadline))
+        return parts.publisher.publish(
+            message,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=mandatory,
+            deadline=max(0.0, ends - time.monotonic()),
+        )
+
+    def consume(
+        self,
+        queue: str | Queue,
+        handler: Handler,
+        prefetch: int | None = None,
+        *,
+        on_error: OnError = "requeue-once",
+    ) -> Consumer:
+        """Have *handler* called with every delivery, on a thread of its own; return at once. It settles each one.
+
+        The manager holds the consumer until one of the two is closed. What a :class:`Consumer` does about lost links,
+        deleted queues and handlers that raise holds here too. There is no automatic acknowledgement: it would lose
+        whatever was on its way when a link breaks or a handler raises.
+
+        Args:
+            queue: The name of a queue that is there; or a :class:`Queue`, declared on the consuming connection (so must
+                be one that is exclusive, or that the broker names).
+            handler: A function of one :class:`Delivery`.
+            prefetch: Messages that the broker sends ahead, 1 to 65535; None: the manager's.
+            on_error: What is done with a delivery whose handler raised; see :class:`Consumer`.
+
+        Raises:
+            ConfigurationError: an argument that cannot be.
+            ChannelLost: the broker refused (a queue that is missing, 404).
+            ConnectError and others: as :meth:`ensure_connection`.
+        """
+        parts = self._open_parts()
+        chosen = self._prefetch if prefetch is None else prefetch
+        consumer = Consumer(parts.consuming, queue, handler, prefetch=chosen, on_error=on_error)
+        parts.consume(consumer, self.settings.connect_deadline)
+        return consumer
+
+    def channel(self, *, confirm: bool = False, timeout: float = CHANNEL_TIMEOUT) -> Channel:
+        """Return a new channel on the publishing connection, to declare, bind, look and get. It never recovers.
+
+        What is declared on it is declared again on every later link. It answers nothing while the broker has an alarm
+        and this connection has published.
+
+        Args:
+            confirm: Whether ``channel.publish()`` waits until the broker has the message.
+            timeout: Seconds for everything, connecting included.
+        """
+        ends = time.monotonic() + float(checked_number("timeout", timeout))
+        parts = self._open_parts()
+        parts.begin(parts.publishing, timeout)
+        return parts.publishing.channel(confirm=confirm, timeout=max(0.0, ends - time.monotonic()))
+
+    def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """End in order within *timeout* seconds: the consumers, then what is still to be published, then the links.
+
+        A handler that is at work may finish, and publish. What the broker has not confirmed in time is settled as
+        unknown. From inside a handler this returns at once, and the end comes when the handler has returned. Twice is
+        fine, from any thread; never raises for a dead link: each step's error is logged, and the next one follows.
+        """
+        checked_number("timeout", timeout)
+        with self._lock:
+            parts = self._parts
+            parts.is_closing = True
+        if any(each.is_called_here for each in parts.consumers):
+            threading.Thread(target=parts.close, args=(timeout,), name="labkit-manager-close", daemon=True).start()
+        else:
+            parts.close(timeout)
+
+    def _open_parts(self) -> Parts:
+        parts = self._parts
+        parts.check()
+        return parts
+
+    def _new_parts(self) -> Parts:
+        publishing, consuming = (
+            Connection(_named(self.settings, role), backoff=self._backoff, recovery=True, listeners=self._listeners)
+            for role in ("publishing", "consuming")
+        )
+        return Parts(publishing, consuming, Publisher(publishing, max_in_flight=self._max_in_flight))
+
+
+def _is_under_way(connection: Connection) -> bool:
+    """Whether it is open, or somebody is at it: a publish then waits for it in its own line."""
+    return connection.state in (State.CONNECTING, State.OPEN, State.WAITING)
+
+
+def _named(settings: BrokerSettings, role: str) -> BrokerSettings:
+    name = role if settings.connection_name is None else f"{settings.connection_name} {role}"
+    return settings if len(name.encode()) > SHORT_STRING_MAX else settings.replace(connection_name=name)
+
+
+def _refused(name: str, value: object, allowed: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}: {show(value)} is not allowed; allowed: {allowed}", field=name, value=value, allowed=allowed
+    )

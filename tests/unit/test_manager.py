@@ -1,0 +1,203 @@
+"""The manager's arguments, and the lines it logs. No broker: its constructor does no I/O."""
+
+import logging
+
+import pika
+import pytest
+
+from labkit import BrokerSettings, ConfigurationError, ConnectionManager, Message, NotConnected, events
+from labkit.event_log import log_event
+from labkit.retry import Backoff
+
+NINE = {
+    "host": "rabbit-a",
+    "port": 5673,
+    "username": "shop",
+    "password": "secret",
+    "virtual_host": "tickets",
+    "heartbeat": 20,
+    "connection_timeout": 12,
+    "max_retries": 7,
+    "retry_delay": 0.5,
+}
+
+
+def publishing(manager):
+    return manager._parts.publishing
+
+
+def test_each_of_the_nine_arguments_takes_effect():
+    connection = publishing(ConnectionManager.from_arguments(**NINE))
+    settings = connection.settings
+    assert (settings.addresses, settings.username, settings.virtual_host) == ((("rabbit-a", 5673),), "shop", "tickets")
+    assert settings.password.get_secret_value() == "secret"
+    assert (settings.heartbeat, settings.connect_deadline) == (20, 12)
+    assert connection.backoff == Backoff(initial=0.5, attempts=7)
+
+
+def test_the_nine_may_be_given_in_their_order_or_not_at_all():
+    assert publishing(ConnectionManager.from_arguments(*NINE.values())).settings.heartbeat == 20
+    plain = publishing(ConnectionManager.from_arguments())
+    assert plain.settings.addresses == (("localhost", 5672),)
+    assert plain.backoff == Backoff(initial=5.0, maximum=5.0, attempts=3)
+
+
+def test_a_long_first_pause_raises_the_longest_and_none_means_no_limit():
+    connection = publishing(ConnectionManager.from_arguments(retry_delay=30, max_retries=None))
+    assert connection.backoff == Backoff(initial=30, maximum=30, attempts=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("host", "rabbit:5672", "without a port"),
+        ("port", 99999, "1 to 65535"),
+        ("username", "", "1 to 255 bytes"),
+        ("password", "a\0b", "zero byte"),
+        ("virtual_host", "", "1 to 255 bytes"),
+        ("heartbeat", -1, "0 (off) to 65535"),
+        ("connection_timeout", 0, "above 0"),
+        ("connection_timeout", -3, "above 0"),
+        ("connection_timeout", True, "above 0"),
+        ("connection_timeout", float("nan"), "above 0"),
+        ("connection_timeout", "30", "above 0"),
+        ("max_retries", 0, "1 or more"),
+        ("max_retries", 2.5, "1 or more"),
+        ("max_retries", True, "1 or more"),
+        ("retry_delay", -1, "0 or more"),
+        ("retry_delay", None, "0 or more"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_named_with_what_is_allowed(name, value, allowed):
+    with pytest.raises(ConfigurationError) as caught:
+        ConnectionManager.from_arguments(**{**NINE, name: value})
+    assert caught.value.field == name
+    assert name in str(caught.value)
+    assert allowed in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"settings": "amqp://localhost"}, "settings"),
+        ({"max_in_flight": 0}, "max_in_flight"),
+        ({"prefetch": 0}, "prefetch"),
+        ({"prefetch": 65536}, "prefetch"),
+        ({"backoff": 3}, "backoff"),
+        ({"listeners": ["no function"]}, "listeners"),
+    ],
+)
+def test_the_constructor_refuses_what_cannot_be(options, field):
+    with pytest.raises(ConfigurationError) as caught:
+        ConnectionManager(**{"settings": BrokerSettings(), **options})
+    assert caught.value.field == field
+
+
+def test_the_connections_are_named_after_their_roles():
+    parts = ConnectionManager(BrokerSettings(connection_name="shop"))._parts
+    assert [each.settings.connection_name for each in (parts.publishing, parts.consuming)] == [
+        "shop publishing",
+        "shop consuming",
+    ]
+    assert publishing(ConnectionManager(BrokerSettings())).settings.connection_name == "publishing"
+    longest = BrokerSettings(connection_name="s" * 255)
+    assert publishing(ConnectionManager(longest)).settings == longest
+
+
+def test_nothing_is_opened_to_make_it_to_look_at_it_or_to_close_it():
+    manager = ConnectionManager(BrokerSettings(host="host.invalid"))
+    assert repr(manager) == "ConnectionManager(new)"
+    assert manager.connections == ()
+    manager.close()
+    manager.close()
+    assert repr(manager) == "ConnectionManager(closed)"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda manager: manager.publish("", "work", "x"),
+        lambda manager: manager.consume("work", print),
+        lambda manager: manager.channel(),
+        lambda manager: manager.publisher,
+        lambda manager: manager.ensure_connection(),
+    ],
+)
+def test_after_close_every_call_says_so_and_connects_to_nobody(use):
+    manager = ConnectionManager(BrokerSettings(host="host.invalid"))
+    manager.close()
+    with pytest.raises(NotConnected, match=r"closed; call open\(\)"):
+        use(manager)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("", "k" * 256, "x"), "routing_key"),
+        ((None, "work", "x"), "exchange"),
+        (("", "work", {"a": 1}), "body"),
+        (("", "work", None), "body"),
+        (("", "work", "x", {"delivery_mode": 2}), "delivery_mode"),
+        (("", "work", "x", "json"), "properties"),
+        (("", "work", "x", pika.BasicProperties(user_id="shop")), "user_id"),
+        (("", "work", "x", pika.BasicProperties(expiration="soon")), "expiration"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_before_it_connects(arguments, field):
+    manager = ConnectionManager(BrokerSettings(host="host.invalid"))
+    with pytest.raises(ConfigurationError) as caught:
+        manager.publish(*arguments)
+    assert caught.value.field == field
+
+
+def test_properties_are_laid_over_the_defaults():
+    as_names = Message.with_properties("{}", {"content_type": "application/json", "priority": 3})
+    as_pikas = Message.with_properties("{}", pika.BasicProperties(content_type="application/json", priority=3))
+    assert as_names == as_pikas == Message("{}", content_type="application/json", priority=3)
+    assert Message.with_properties("x", None) == Message("x")
+    assert not Message.with_properties("x", pika.BasicProperties(delivery_mode=1)).persistent
+    assert Message.with_properties("x", pika.BasicProperties(expiration="1500")).expiration == 1.5
+
+
+CAUSE = ConnectionRefusedError(111, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("event", "level", "words"),
+    [
+        (events.ConnectAttempted(attempt=2, host="a", port=1), logging.DEBUG, "attempt 2: a:1"),
+        (events.AttemptFailed(attempt=1, error=CAUSE, next_delay=0.5), logging.WARNING, "refused; the next in 0.50 s"),
+        (events.AttemptFailed(attempt=3, error=CAUSE), logging.WARNING, "attempt 3 failed: ConnectionRefusedError"),
+        (events.ConnectionOpened(), logging.INFO, "open after 1 attempt"),
+        (events.ConnectionGivenUp(attempts=3, error=CAUSE), logging.ERROR, "given up after 3 attempts: ConnectionRef"),
+        (events.ConnectionLost(reason=CAUSE, recovering=True), logging.WARNING, "lost, it connects anew: Connection"),
+        (events.ConnectionRecovered(generation=2, replayed=7), logging.INFO, "7 messages sent again"),
+        (events.ConnectionBlocked(reason="low on memory"), logging.WARNING, "low on memory"),
+        (events.ConnectionUnblocked(seconds=3.0), logging.INFO, "after 3.00 s"),
+        (events.ConnectionClosed(clean=False), logging.INFO, "did not answer"),
+        (events.ChannelClosed(number=4, reason=CAUSE), logging.WARNING, "channel 4 closed: ConnectionRefusedError"),
+        (events.ConsumerCancelled(queue="work"), logging.WARNING, "'work'"),
+        (events.DeclarationRefused(what="queue 'work'", reason=CAUSE), logging.ERROR, "queue 'work' did not come back"),
+        (events.MessageReturned(exchange="", routing_key="nowhere"), logging.WARNING, "NO_ROUTE"),
+    ],
+)
+def test_an_event_is_logged_at_its_level_with_its_cause(caplog, event, level, words):
+    caplog.set_level(logging.DEBUG, logger="labkit")
+    log_event(event)
+    (record,) = caplog.records
+    assert (record.levelno, words in record.getMessage()) == (level, True), record.getMessage()
+
+
+def test_every_event_is_logged_but_channels_that_come_and_go(caplog):
+    caplog.set_level(logging.DEBUG, logger="labkit")
+    log_event(events.ChannelOpened(number=1))
+    log_event(events.ChannelClosed(number=1))
+    assert caplog.records == []
+    said = {each.values[0].__class__ for each in _logged_cases()}
+    assert said == set(events.Event.__subclasses__()) - {events.ChannelOpened}
+
+
+def _logged_cases():
+    marks = test_an_event_is_logged_at_its_level_with_its_cause.pytestmark
+    return [pytest.param(*case) for mark in marks for case in mark.args[1]]
