@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from labkit.errors import BrokerError
-from labkit.lab import brokers, certificate_commands, copies, doctor, images, lesson, refreshing, running
+from labkit.lab import brokers, certificate_commands, copies, demo, doctor, images, lesson, refreshing, running
 from labkit.lab.brokers.discovery import VARIABLE, known
 from labkit.lab.brokers.zero import reset as reset_broker
 
@@ -105,6 +105,14 @@ def doctor_command(home: Home = None) -> None:
     report = doctor.examine(home)
     typer.echo(report.table())
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command(name="demo")
+def demo_command(home: Home = None) -> None:
+    """Have a connection manager publish and consume on a queue of its own, and cut the line meanwhile."""
+    broker = brokers.up("auto", home, say)
+    typer.echo(f"RabbitMQ {_version(broker)} ({broker.backend})")
+    demo.demonstrate(broker.settings(), typer.echo)
 
 
 @app.command(name="run")

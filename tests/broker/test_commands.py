@@ -131,6 +131,20 @@ def test_reset_brings_virtual_hosts_and_users_back_to_zero(home: Path) -> None:
     assert broker.users() == ["guest", "lab"]
 
 
+def test_demo_says_what_the_manager_does_and_leaves_no_queue_and_no_connection(home: Path) -> None:
+    said = labkit("demo", "--home", str(home)).stdout.splitlines()
+    assert VERSION.match(said[0])
+    assert re.fullmatch(r"declared: queue labkit-demo-\w{8}", said[1])
+    assert said[2] == "published: 200 messages, and the line was cut after 100"
+    assert re.fullmatch(r"confirmed: 200; sent again after the cut: \d+", said[3])
+    assert re.fullmatch(r"received: 200 different messages; twice: \d+; lost: 0", said[4])
+    assert said[5:] == ["the queue is deleted"]
+    broker = brokers.find(home)
+    assert broker is not None
+    assert broker.wait_for_connections(0, timeout=15) == []
+    assert broker._api().get("queues") == []
+
+
 def test_reset_without_a_word_says_what_it_wants() -> None:
     assert "a notebook's number, or --broker" in labkit("reset", code=2).stderr
 
