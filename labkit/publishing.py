@@ -16,20 +16,19 @@ import pika.exceptions as px
 from labkit.channel_core import UNSENT_PAUSE
 from labkit.confirm_channel import ConfirmChannel
 from labkit.confirms import STAMP, ConfirmLedger, Outcome, Pending, because
-from labkit.errors import (
-    ConfigurationError,
-    DeadlineExceeded,
-    MessageRefused,
-    NotConnected,
-    OutcomeUnknown,
-    PublishRejected,
-    Unroutable,
-    classify,
-    describe,
-)
+from labkit.errors import NotConnected, classify, describe
 from labkit.io_thread import Timer, Waiter
 from labkit.lifecycle import Lifecycle
 from labkit.link import Link
+from labkit.outcomes import (
+    NOT_FOUND,
+    say_closed_over,
+    say_given_up,
+    say_late,
+    say_rejected,
+    say_returned,
+    say_unsendable,
+)
 from labkit.recovering import RecoveringRole
 from labkit.retry import Backoff
 from labkit.role_channel import Done
@@ -40,7 +39,7 @@ FRAME_MAX = 131072  # bytes; RabbitMQ's default
 REOPEN_PAUSE = 0.5  # seconds before another channel is opened, when the broker has trouble of its own
 LEAST_PAUSE = 0.01  # seconds between two looks at the deadlines
 NACK_PAUSES = Backoff(initial=0.05, maximum=1.0)
-NOT_FOUND, ACCESS_REFUSED = 404, 403  # AMQP 0-9-1, section 1.2 (Constants): the broker's text names the exchange
+ACCESS_REFUSED = 403  # AMQP 0-9-1, section 1.2 (Constants): as with 404, the broker's text names the exchange
 
 
 class PublisherRole(RecoveringRole[ConfirmChannel]):
@@ -168,7 +167,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             if each.confirmation.done:
                 continue  # its time was over before
             if each.returned is not None:
-                self._say_returned(each, *each.returned)
+                say_returned(each, *each.returned)
                 done.append(each)
             elif not is_nack:
                 each.confirmation.settle(Outcome.CONFIRMED)
@@ -176,7 +175,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             elif self._will_rest(each):
                 self._rest(each)
             else:
-                self._say_rejected(each)
+                say_rejected(each)
                 done.append(each)
         if done:
             self.window.leave(done)
@@ -250,9 +249,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             self._queue.appendleft(pending)
             return False
         except Exception as exc:  # noqa: BLE001 - Pika encodes first: nothing was written, and nothing is counted
-            problem = ConfigurationError(f"this cannot be sent: {describe(exc)}")
-            problem.__cause__ = exc
-            sent.settle(Outcome.NOT_SENT, problem)
+            say_unsendable(pending, exc)
             self.window.leave([pending])
             return True
         self._ledger.sent(pending)
@@ -278,43 +275,8 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             return
         self._suspects.clear()
         culprit = suspects[0]
-        sent = culprit.confirmation
-        if reason.reply_code == NOT_FOUND:
-            error: Exception = Unroutable(
-                f"there is no exchange {sent.exchange!r}: {describe(reason)}",
-                exchange=sent.exchange,
-                routing_key=sent.routing_key,
-                reply_code=NOT_FOUND,
-            )
-            outcome = Outcome.RETURNED
-        else:
-            error = MessageRefused(f"the broker closed the channel over it: {describe(reason)}", reason=reason)
-            outcome = Outcome.REJECTED
-        error.__cause__ = reason
-        sent.settle(outcome, error)
+        say_closed_over(culprit, reason)
         self.window.leave([culprit])
-
-    def _say_returned(self, pending: Pending, code: int, text: str) -> None:
-        sent = pending.confirmation
-        doubt = "; a copy sent before the link was lost may have arrived" if pending.is_doubtful else ""
-        where = f"exchange {sent.exchange!r}" if sent.exchange else "the default exchange"
-        error = Unroutable(
-            f"no queue for it: {where}, routing key {sent.routing_key!r} ({code} {text}){doubt}",
-            exchange=sent.exchange,
-            routing_key=sent.routing_key,
-            reply_code=code,
-        )
-        sent.settle(Outcome.RETURNED, error)
-
-    def _say_rejected(self, pending: Pending) -> None:
-        sent = pending.confirmation
-        times = "once" if pending.nacks == 1 else f"{pending.nacks} times"
-        if pending.is_doubtful:
-            text = f"the broker refused it {times}; a copy sent before the link was lost may have arrived"
-            sent.settle(Outcome.UNKNOWN, OutcomeUnknown(text, message_id=sent.message_id))
-        else:
-            text = f"the broker refused it {times} (nack): exchange {sent.exchange!r}, routing key {sent.routing_key!r}"
-            sent.settle(Outcome.REJECTED, PublishRejected(text))
 
     def _will_rest(self, pending: Pending) -> bool:
         """Whether there is time for another try."""
@@ -363,7 +325,9 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         inside = self.window.inside()
         over = [each for each in inside if each.confirmation.ends <= now]
         for each in over:
-            self._say_late(each)
+            self._resting.discard(each)
+            self._suspects.discard(each)
+            say_late(each, self.obstacle())
         if over:
             self.window.leave(over)
             self.pump()
@@ -371,36 +335,10 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         if nearest is not None:
             self._watch(nearest)
 
-    def _say_late(self, pending: Pending) -> None:
-        sent = pending.confirmation
-        self._resting.discard(pending)
-        if pending.is_in_flight or pending.is_doubtful:
-            text = "it was sent, and the broker has not answered by its deadline: it may be there, or not"
-            sent.settle(Outcome.UNKNOWN, OutcomeUnknown(text + self._why(), message_id=sent.message_id))
-        elif pending.nacks:
-            self._say_rejected(pending)
-        else:
-            sent.settle(Outcome.NOT_SENT, DeadlineExceeded(f"not sent by its deadline{self._why()}"))
-        self._suspects.discard(pending)
-        pending.drop_body()
-
-    def _why(self) -> str:
-        obstacle = self.obstacle()
-        return "" if obstacle is None else f" ({obstacle})"
-
     def _give_up_all(self, reason: BaseException | None) -> None:
         inside = self.window.inside()
         for each in inside:
-            sent = each.confirmation
-            why = because(reason) if reason is not None else ": it was closed by this side"
-            if each.is_in_flight or each.is_doubtful:
-                text = f"the connection ended before the broker answered{why}; it may be there, or not"
-                sent.settle(Outcome.UNKNOWN, OutcomeUnknown(text, message_id=sent.message_id))
-            elif each.nacks:
-                self._say_rejected(each)
-            else:
-                sent.settle(Outcome.NOT_SENT, NotConnected(f"not sent: the connection ended{why}", reason=reason))
-            each.drop_body()
+            say_given_up(each, reason)
         for pile in (self.inbox, self._queue, self._resting, self._suspects):
             pile.clear()
         self._alone = None
