@@ -1,9 +1,9 @@
 """A message as it was delivered, and the answer to the broker. Knows its channel only as a way to send that answer."""
 
-import threading
 from typing import Protocol
 
 from labkit.errors import LeaseError
+from labkit.guard import guard
 from labkit.topology import Message
 
 SETTLE_TIMEOUT = 10.0  # seconds for a turn on the I/O thread; the broker does not answer an acknowledgement
@@ -61,7 +61,7 @@ class Delivery:
         self.queue = queue
         self._settler = settler
         self._tag = tag
-        self._guard = threading.Lock()
+        self._guard = guard()
         self._settled: str | None = None
 
     def __repr__(self) -> str:

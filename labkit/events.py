@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from labkit.errors import ConfigurationError, DeadlineExceeded
+from labkit.guard import guard
 
 LOGGER = logging.getLogger(__name__)
 TIMELINE_MAX = 10_000  # events kept; a connection that flaps every 50 ms fills this in a few minutes
@@ -181,7 +182,7 @@ class Dispatcher:
     """
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._listeners: tuple[Listener, ...] = ()
         self.failures = 0
         for listener in listeners:

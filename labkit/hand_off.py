@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from labkit.guard import guard
 from labkit.lease import Lease
 from labkit.pool_stats import Counters
 
@@ -115,7 +116,7 @@ class HandOff(Generic[T]):
         now: Callable[[], float],
         rng: random.Random,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock = guard()
         self.min_size, self.max_size, self.max_waiting = min_size, max_size, max_waiting
         self.max_lifetime = max_lifetime
         self.entries: dict[Entry[T], None] = {}  # a set that keeps its order

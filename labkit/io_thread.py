@@ -16,6 +16,7 @@ import pika.exceptions as px
 from pika.adapters.select_connection import IOLoop
 
 from labkit.errors import DeadlineExceeded, NotConnected
+from labkit.guard import guard
 
 LOGGER = logging.getLogger(__name__)
 THREAD_NAME = "labkit-io"
@@ -51,7 +52,7 @@ class Waiter:
     def __init__(self) -> None:
         self._flag = threading.Lock()
         self._flag.acquire()
-        self._guard = threading.Lock()
+        self._guard = guard()
         self._value: Any = None
         self._error: BaseException | None = None
         self.is_settled = False
@@ -192,7 +193,7 @@ class IoThread:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._loop: Loop | None = None
         self.crashes = 0
 
@@ -279,7 +280,7 @@ class IoThread:
         Touches neither Pika nor the descriptors: the child shares the parent's epoll object, and taking a socket
         out of it would end the parent's loop.
         """
-        self._lock = threading.Lock()
+        self._lock = guard()
         loop, self._loop = self._loop, None
         return [] if loop is None else [loop]
 

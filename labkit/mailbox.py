@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from labkit.guard import guard
+
 LOGGER = logging.getLogger(__name__)
 IDLE = 1.0  # seconds without a task after which the thread ends
 
@@ -35,7 +37,7 @@ class Mailbox:
         self._name = name
         self._limit = limit
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._thread: threading.Thread | None = None
         self.dropped = 0
         self.failures = 0

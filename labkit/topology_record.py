@@ -1,9 +1,9 @@
 """What a connection has declared, so that a new link can declare it again. No I/O; the replay is ``labkit.replay``."""
 
 import dataclasses
-import threading
 from collections import Counter
 
+from labkit.guard import guard
 from labkit.topology import Binding, Exchange, Queue
 
 Entity = Exchange | Queue | Binding
@@ -17,7 +17,7 @@ class TopologyRecord:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._exchanges: dict[str, Exchange] = {}
         self._queues: dict[str, Queue] = {}  # by present name; a queue that the broker named has the name "" itself
         self._bindings: dict[Binding, None] = {}  # a Binding is equal to another only if its arguments are, too

@@ -5,13 +5,13 @@ queue's own lock, in C: an interrupt (Ctrl-C) ends the wait, and what it leaves 
 """
 
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from labkit.confirms import Pending
 from labkit.errors import DeadlineExceeded, LabkitError
+from labkit.guard import guard
 
 LOOK = 1.0  # seconds between two looks of a thread in the line, in case nobody woke it
 
@@ -48,7 +48,7 @@ class Window:
         self._max_bytes = max_bytes
         self._admit = admit
         self._obstacle = obstacle
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._inside: dict[int, Pending] = {}
         self._bytes = 0
         self._line: deque[_Place] = deque()

@@ -3,6 +3,7 @@
 import threading
 
 from labkit.errors import ConnectError
+from labkit.guard import Guard
 from labkit.pool import ConnectionPool
 from labkit.pool_keeper import Keeper
 from labkit.retry import Backoff, FakeClock
@@ -72,13 +73,17 @@ class StillKeeper(Keeper):
 
     def wake(self):
         super().wake()
-        if self.works and not self._is_working and not self._line.lock.locked():
+        if self.works and not self._is_working and not self._is_in_a_turn():
             self._is_working = True
             try:
                 for _ in range(10):  # each step makes one entry at most
                     self.step()
             finally:
                 self._is_working = False
+
+    def _is_in_a_turn(self):
+        lock = self._line.lock  # Python's own, or the guard, which its owner may take again
+        return lock._lock._is_owned() if isinstance(lock, Guard) else lock.locked()
 
     def _hand_over(self, task):
         # A thread of its own: the traceback of an error in there must not hold the borrower's frames.

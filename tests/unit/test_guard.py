@@ -1,0 +1,77 @@
+"""A lock that no interrupt leaves taken, on any Python. No broker."""
+
+import random
+import signal
+import sys
+import threading
+
+import pytest
+
+from labkit.guard import Guard, guard
+from tests.unit.still_pool import in_threads
+
+
+def is_free(lock):
+    """Whether another thread can have it now."""
+    got = []
+
+    def take():
+        with lock:
+            got.append(True)
+
+    (thread,) = in_threads(1, take)
+    thread.join(2)
+    return bool(got)
+
+
+def test_guard_lets_one_thread_in_at_a_time():
+    lock, inside, most = Guard(), [0], [0]
+
+    def work():
+        for _ in range(200):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+
+    for thread in in_threads(8, work):
+        thread.join(30)
+    assert most == [1]
+
+
+def test_guard_is_free_after_a_block_that_raised():
+    lock = Guard()
+    with pytest.raises(ZeroDivisionError), lock:
+        raise ZeroDivisionError
+    assert is_free(lock)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that interrupts on this system")
+@pytest.mark.parametrize("make", [Guard, guard], ids=["the guard", "what this Python needs"])
+def test_lock_is_free_after_interrupts_at_random_moments(make):
+    rng, lock, seen = random.Random(1), make(), 0
+
+    def strike(*_):
+        raise KeyboardInterrupt
+
+    def take_it_again_and_again():
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-5, 3e-4))
+        while True:
+            with lock:
+                pass
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        while seen < 300:
+            with pytest.raises(KeyboardInterrupt):
+                take_it_again_and_again()
+            seen += 1
+            assert is_free(lock), f"nobody can take it after interrupt {seen}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="there Python's own lock is not safe")
+def test_python_s_own_lock_is_used_where_it_is_safe():
+    assert isinstance(guard(), type(threading.Lock()))
