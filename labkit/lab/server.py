@@ -31,6 +31,10 @@ class ServerError(LabkitError):
     """JupyterLab did not start."""
 
 
+class _EndedError(ServerError):
+    """It ended by itself, as it does when its port is taken."""
+
+
 class NotebookServer:
     """One JupyterLab of the bench's own: its settings, workspaces and kernels are nobody else's.
 
@@ -73,14 +77,11 @@ class NotebookServer:
             ServerError: it ended (a busy port), or said nothing for 60 s; the text holds the log's last lines.
         """
         self._write_settings()
-        for _ in range(ATTEMPTS - 1):
+        for _ in range(ATTEMPTS - 1 if self._may_move else 0):
             try:
                 return self._start()
-            except ServerError:
-                still_free = free_port(self._port)
-                if still_free == self._port or not self._may_move:
-                    raise
-                self._port = still_free
+            except _EndedError:
+                self._port = free_port(0)
         return self._start()
 
     def _start(self) -> None:
@@ -148,11 +149,11 @@ class NotebookServer:
         )
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        went = f"did not answer within {READY_TIMEOUT:.0f} s"
+        kind, went = ServerError, f"did not answer within {READY_TIMEOUT:.0f} s"
         deadline = time.monotonic() + READY_TIMEOUT
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                went = f"ended with code {process.returncode}"
+                kind, went = _EndedError, f"ended with code {process.returncode}"
                 break
             try:
                 # trust_env=False: a class's web proxy has no business with loopback.
@@ -164,7 +165,7 @@ class NotebookServer:
                 pass
             time.sleep(0.1)
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-        raise ServerError(f"JupyterLab {went} on port {self._port}; its log ends: {tail}")
+        raise kind(f"JupyterLab {went} on port {self._port}; its log ends: {tail}")
 
 
 def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool) -> None:

@@ -111,9 +111,9 @@ def test_tls_and_plain_connections_share_the_loop_and_each_dies_alone(settings):
     host, port = settings.addresses[0]
     trust = TlsSettings(ca_data=authority.cert_pem.bytes().decode())
     with TlsRelay(context, host, port) as relay:
-        secure = settings.replace(host="localhost", port=relay.port, tls=trust, heartbeat=1)
+        secure = settings.replace(host="localhost", port=relay.port, tls=trust, heartbeat=2)
         with (
-            connected(settings.replace(heartbeat=1)) as (plain, plain_line),
+            connected(settings.replace(heartbeat=2)) as (plain, plain_line),
             connected(secure) as (first, first_line),
             connected(secure) as (second, second_line),
         ):
@@ -123,7 +123,7 @@ def test_tls_and_plain_connections_share_the_loop_and_each_dies_alone(settings):
                 name = channel.declare(Queue(exclusive=True)).name
                 channel.publish(body, routing_key=name)
                 assert until(lambda: channel.get(name)).body == body  # noqa: B023 - called at once
-            compute_for(3.5)  # more than the broker forgives without heartbeats
+            compute_for(5.5)  # more than the broker forgives without heartbeats
             assert plain.is_open
             assert first.is_open
             until(lambda: our_threads() == ["labkit-io"])
