@@ -54,8 +54,7 @@ class Channel:
 
     def __init__(self, connection: "Connection", link: Link, *, timeout: float, confirm: bool = False) -> None:
         self._connection = connection  # a channel in use keeps its connection alive
-        self._core = Core(link, self, confirm=confirm)
-        self._consumed: dict[str, str] = {}  # the queue of each consumer, by tag
+        self._core = Core(link, self, connection._life.topology, confirm=confirm)
         self._request("opening a channel", Request(self._core.open), timeout)
 
     def __repr__(self) -> str:
@@ -264,17 +263,11 @@ class Channel:
         if self._core.prefetch is None:
             self.qos(PREFETCH, timeout=timeout)
         request = Request(partial(self._core.consume, queue, handler))
-        tag = str(self._request(f"consuming from {queue!r}", request, timeout))
-        self._consumed[tag] = queue
-        self._connection._life.topology.consumed(queue)
-        return tag
+        return str(self._request(f"consuming from {queue!r}", request, timeout))
 
     def cancel(self, tag: str, *, timeout: float = CALL_TIMEOUT) -> None:
         """End that consumer: messages that its handler has not begun go back to the queue. Twice is fine."""
         self._request("cancelling", Request(partial(self._core.cancel, tag)), timeout)
-        queue = self._consumed.pop(tag, None)
-        if queue is not None:
-            self._connection._life.topology.cancelled(queue)
 
     def close(self, *, timeout: float = 5.0) -> None:
         """Close it; the broker takes back what is not settled. Twice is fine; never raises for a dead link."""

@@ -24,6 +24,7 @@ from labkit.link import Link
 from labkit.mailbox import Mailbox
 from labkit.private_pika import unsent_bytes
 from labkit.topology import Message
+from labkit.topology_record import TopologyRecord
 
 LOGGER = logging.getLogger(__name__)
 UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
@@ -67,14 +68,16 @@ class _Consumer:
     handler: Callable[[Delivery], object]
     mailbox: Mailbox
     waiting: dict[int, Delivery] = field(default_factory=dict)  # queued for the handler, by delivery tag
+    is_counted: bool = False  # in the record of the topology
     is_cancelled: bool = False
 
 
 class Core:
     """One Pika channel on one link. On the I/O thread only, but for ``is_open``, ``is_closed`` and ``reason``."""
 
-    def __init__(self, link: Link, facade: object, *, confirm: bool = False) -> None:
+    def __init__(self, link: Link, facade: object, topology: TopologyRecord, *, confirm: bool = False) -> None:
         self.link = link
+        self._topology = topology
         self.confirms = Confirms() if confirm else None
         self._has_delivered = False
         self._facade = weakref.ref(facade)
@@ -184,10 +187,17 @@ class Core:
     def consume(self, queue: str, handler: Callable[[Delivery], object], request: Request) -> None:
         """Start a consumer; the request gets its tag."""
         consumer = _Consumer(queue, handler, Mailbox("labkit-consumer", limit=WAITING_MAX))
+
+        def consuming(_: Any) -> None:
+            if not consumer.is_cancelled:
+                consumer.is_counted = True
+                self._topology.consumed(queue)
+            request.settle(tag)
+
         tag: str = self.pika.basic_consume(
             queue,
             lambda _, method, properties, body: self._deliver(consumer, method, properties, body),
-            callback=lambda _: request.settle(tag),
+            callback=consuming,
         )
         self._consumers[tag] = consumer
 
@@ -197,7 +207,7 @@ class Core:
         if consumer is None:
             request.settle()
             return
-        consumer.is_cancelled = True
+        self._over(consumer, self._topology.cancelled)
 
         def cancelled(_: Any) -> None:
             for each in _take_all(consumer.waiting):
@@ -293,8 +303,10 @@ class Core:
         self._pending.clear()
         self._held.clear()
         self._gets.clear()
+        # Pika tells the channels before the link; and the end of the link is no cancel.
+        is_link_lost = not self.link.is_open or isinstance(reason, px.AMQPConnectionError)
         for consumer in self._consumers.values():
-            consumer.is_cancelled = True
+            self._over(consumer, self._topology.lost if is_link_lost else self._topology.cancelled)
             consumer.waiting.clear()
         self._consumers.clear()
         if self.pika is not None and not (self.pika.is_closed or self.pika.is_closing) and self.link.is_open:
@@ -360,9 +372,15 @@ class Core:
         tag = frame.method.consumer_tag
         consumer = self._consumers.pop(tag, None)
         if consumer is not None:
-            consumer.is_cancelled = True
+            self._over(consumer, self._topology.lost)
             consumer.waiting.clear()
             self.link.emit(ConsumerCancelled(queue=consumer.queue, consumer_tag=tag))
+
+    def _over(self, consumer: _Consumer, tell: Callable[[str], None]) -> None:
+        consumer.is_cancelled = True
+        if consumer.is_counted:
+            consumer.is_counted = False
+            tell(consumer.queue)
 
 
 def _take_all(waiting: dict[int, Delivery]) -> Iterator[int]:

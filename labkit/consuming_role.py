@@ -89,9 +89,7 @@ class ConsumingChannel(RoleChannel):
 
     def _declare(self) -> None:
         queue = self._role.declared
-        if queue is None:
-            # One that this connection had declared, and the broker named, may have another name now.
-            self._role.queue = self._role.life.topology.current(self._role.queue)
+        if self._role.follow_name() or queue is None:
             self._consume()
             return
         self.pika.queue_declare(
@@ -105,7 +103,7 @@ class ConsumingChannel(RoleChannel):
         )
 
     def _declared(self, frame: Any) -> None:
-        self._role.queue = str(frame.method.queue)
+        self._role.declared_as(str(frame.method.queue))
         self._consume()
 
     def _consume(self) -> None:
@@ -164,6 +162,11 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         self._tries = 0
         self._ready_at = 0.0
         self._refusal: ChannelLost | None = None
+        # In the record of the topology, through all links, until the end:
+        self._is_counted = False  # this consumer
+        self._is_recorded = False  # its queue, if nobody else has declared it on this connection
+        if self.declared is not None:
+            life.keep_topology()
 
     def make_channel(self, link: Link, done: Done) -> ConsumingChannel:
         """Return a channel that will consume. What the broker says of the queue is no reason to give up the link."""
@@ -175,6 +178,9 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
 
     def ready(self, channel: ConsumingChannel, done: Done | None) -> None:
         """Messages come."""
+        if not self._is_counted:
+            self._is_counted = True
+            self.life.topology.consumed(self.queue)
         self._refusal = None
         self._ready_at = time.monotonic()
         super().ready(channel, done)
@@ -217,6 +223,32 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
             waiter.settle()
         else:
             self.channel.cancel(waiter)
+
+    def stop(self, waiter: Waiter) -> None:
+        """End for good: a queue of its own is not declared again, nor an auto-delete one without other consumers."""
+        self.follow_name()
+        topology = self.life.topology
+        if self._is_counted:
+            self._is_counted = False
+            topology.cancelled(self.queue)
+        if self._is_recorded:
+            self._is_recorded = False
+            topology.deleted(Queue(self.queue))
+        super().stop(waiter)
+
+    def follow_name(self) -> bool:
+        """Take the present name of a queue that the broker named, and say whether it is a new one: it is there."""
+        before, self.queue = self.queue, self.life.topology.current(self.queue)
+        return before != self.queue
+
+    def declared_as(self, name: str) -> None:
+        """Take note of the queue, so that it is there on the next link before what is bound to it."""
+        topology = self.life.topology
+        topology.renamed(self.queue, name)
+        self.queue = name
+        if self.declared is not None and not topology.has_queue(name):
+            self._is_recorded = True
+            topology.declared(self.declared, name)
 
     def handle(self, delivery: Delivery | None) -> None:
         """Call the handler; on the consumer's own thread. None: the delivery was given back meanwhile."""

@@ -39,7 +39,6 @@ class TopologyRole:
 
     def restore(self, link: Link, done: Done) -> None:
         """Declare it all, and call *done*: a refusal is told, and is no reason to give up the link."""
-        self._record.forget_consumers()
         _Run(self._io, self._record, link, done).next()
 
     def lost(self, reason: BaseException) -> None:
@@ -125,8 +124,8 @@ class _Run:
             return
         self._channel = None
         step, self._step = self._step, None
-        if step is None or not self._link.is_open:
-            return
+        if step is None or not isinstance(reason, px.ChannelClosed) or not self._link.is_open:
+            return  # with the link, which says so itself: Pika tells its channels first
         code = getattr(reason, "reply_code", None)
         if code == RESOURCE_LOCKED or (code == NOT_FOUND and self._locked):  # or what hangs on something locked
             self._locked.append(step)

@@ -13,7 +13,7 @@ class TopologyRecord:
     """Exchanges, queues and bindings by their full identity, in the order in which they were declared. Thread-safe.
 
     What this connection deletes leaves the record, with its bindings; so does an auto-delete entity whose last user
-    goes, because the broker deletes that. What somebody else deletes stays, and comes back with the next link.
+    here goes, because the broker deletes that. What somebody else deletes stays, and comes back with the next link.
     """
 
     def __init__(self) -> None:
@@ -52,21 +52,21 @@ class TopologyRecord:
                 self._drop_bindings([entity])
 
     def consumed(self, queue: str) -> None:
-        """Note that a consumer of *queue* was started."""
+        """Note that a consumer of *queue* was started; to be followed by :meth:`cancelled` or :meth:`lost`, once."""
         with self._lock:
             self._consumers[queue] += 1
 
     def cancelled(self, queue: str) -> None:
-        """Note that one was cancelled; with the last one the broker deletes an auto-delete queue."""
+        """Note that this side has ended one; with the last one the broker deletes an auto-delete queue."""
         with self._lock:
             self._consumers[queue] -= 1
             if self._consumers[queue] <= 0 and queue in self._queues and self._queues[queue].auto_delete:
                 self._drop_queue(queue)
 
-    def forget_consumers(self) -> None:
-        """Note that the link is new: the consumers of its channels are gone."""
+    def lost(self, queue: str) -> None:
+        """Note that one has ended with its link, or that the broker has ended it: its queue is still wanted."""
         with self._lock:
-            self._consumers.clear()
+            self._consumers[queue] -= 1
 
     def renamed(self, old: str, new: str) -> None:
         """Note that the broker has given a queue a new name: its bindings are for that now."""
@@ -78,12 +78,18 @@ class TopologyRecord:
                 dataclasses.replace(each, destination=new) if _leads_to(each, "queue", old) else each: None
                 for each in self._bindings
             }
+            self._consumers[new] += self._consumers.pop(old, 0)
             self._names = {was: new if now == old else now for was, now in self._names.items()}
             self._names[old] = new
 
     def current(self, queue: str) -> str:
         """Return what the queue that was once called so is called now."""
         return self._names.get(queue, queue)
+
+    def has_queue(self, name: str) -> bool:
+        """Whether a queue of that present name is to be declared on the next link."""
+        with self._lock:
+            return name in self._queues
 
     def steps(self) -> list[tuple[Entity, str]]:
         """Return all there is to declare, in order: exchanges, queues with their present names, bindings."""

@@ -69,6 +69,29 @@ def test_an_auto_delete_queue_goes_with_its_last_consumer():
     assert held(it) == [Exchange("logs"), Queue("work")]
 
 
+def test_an_auto_delete_queue_whose_consumer_was_lost_is_kept():
+    it = record(Queue("passing", auto_delete=True))
+    for _ in range(3):  # links
+        it.consumed("passing")
+        it.lost("passing")
+    assert len(it) == 1
+    it.consumed("passing")
+    it.cancelled("passing")
+    assert len(it) == 0
+
+
+def test_the_consumers_of_a_renamed_queue_are_counted_under_its_new_name():
+    it = TopologyRecord()
+    it.declared(Queue(auto_delete=True), "amq.gen-1")
+    it.consumed("amq.gen-1")
+    it.consumed("amq.gen-1")
+    it.renamed("amq.gen-1", "amq.gen-2")
+    it.cancelled("amq.gen-2")
+    assert len(it) == 1
+    it.cancelled("amq.gen-2")
+    assert len(it) == 0
+
+
 def test_a_queue_that_the_broker_named_is_renamed_in_its_bindings():
     it = TopologyRecord()
     it.declared(Queue(exclusive=True), "amq.gen-1")
