@@ -12,6 +12,7 @@ from labkit import (
     ConnectionManager,
     ConnectionRecovered,
     ConnectionUnblocked,
+    Consumer,
     DeadlineExceeded,
     Outcome,
     Publisher,
@@ -22,24 +23,35 @@ from labkit.errors import BrokerError
 from labkit.lab import brokers
 from tests.broker.connections import SLACK, connected
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
+from tests.broker.test_role_deadlines import every_call_of_the_roles_ends, roles_at_work
 from tests.view import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.slow, pytest.mark.timeout(300)]
 
+OWN = Queue("of this connection", exclusive=True)
 
-def declare(connection, broker, queue):
+
+def declare(connection, broker, queue, **arguments):
     with connection.channel() as channel:
-        channel.declare(Queue(queue))
+        channel.declare(Queue(queue, arguments=arguments))
     with contextlib.suppress(BrokerError):  # newer brokers may have no Mnesia
         # What was declared a moment before a kill -9 may be forgotten otherwise.
         broker.ctl("eval", "mnesia:sync_log().")
 
 
-def through_the_death_of_the_broker(broker, deaths, *, messages):
-    """Publish without a pause while *broker* suffers each of *deaths*; return (messages, replayed, duplicates)."""
+def through_the_death_of_the_broker(broker, deaths, *, messages, kind="classic"):
+    """Publish without a pause while *broker* suffers each of *deaths*; return (messages, replayed, duplicates).
+
+    Args:
+        broker: A throw-away one.
+        deaths: Its verbs, such as ``broker.kill``.
+        messages: How many at least.
+        kind: The queue's type.
+    """
     settings = broker.settings().replace(heartbeat=5)
     with connected(settings, recovery=True) as (connection, timeline):
-        declare(connection, broker, "numbered")
+        declare(connection, broker, "numbered", **{"x-queue-type": kind})
+        connection.channel().declare(OWN)
         with Publisher(connection, max_in_flight=200) as publisher:
             with publishing_steadily(publisher, "numbered", messages=messages) as sent:
                 for number, die in enumerate(deaths, 1):
@@ -52,6 +64,7 @@ def through_the_death_of_the_broker(broker, deaths, *, messages):
                     timeline.wait_for(ConnectionRecovered, timeout=60, since=mark)
             assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
             replayed = publisher.replayed
+        assert connection.channel().declare(OWN, passive=True).consumers == 0  # it went with each link, and is back
     taken = drained(settings, "numbered", silence=3.0)
     duplicates = check_nothing_is_lost(sent, taken, replayed)
     assert len(sent) >= messages
@@ -67,6 +80,8 @@ def test_nothing_confirmed_is_lost_over_kill_9_and_a_blocked_publisher_waits():
         through_the_death_of_the_broker(broker, [broker.kill, broker.kill], messages=2000)
         an_alarm_holds_publishers_up(broker)
         an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker)
+        an_alarm_stops_no_consumer_and_loses_nothing(broker)
+        every_call_ends_while_the_broker_is_in_alarm_or_paused(broker, slack=SLACK)
 
 
 def an_alarm_holds_publishers_up(broker):
@@ -113,3 +128,62 @@ def an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker):
             assert not held.done
         held.result()
         until(lambda: len(taken) == 31)
+
+
+def every_call_ends_while_the_broker_is_in_alarm_or_paused(broker, *, slack):
+    """G8, for the roles; that of a silent line is in ``test_role_deadlines``."""
+    with roles_at_work(broker.settings().replace(heartbeat=0)) as (connection, publisher, *others), broker.alarm():
+        publisher.publish("the one that is told", routing_key="held", deadline=0.1)
+        until(lambda: connection.is_blocked)
+        every_call_of_the_roles_ends(connection, publisher, *others, slack=slack)
+    with roles_at_work(broker.settings().replace(heartbeat=0)) as (connection, *roles):
+        broker.pause()
+        try:
+            every_call_of_the_roles_ends(connection, *roles, slack=slack)
+            connection.close(timeout=0.2)
+        finally:
+            broker.resume()
+
+
+def an_alarm_stops_no_consumer_and_loses_nothing(broker, *, threads=4, messages=400):
+    """Publishers wait at the window; consumers, on a connection of their own, go on; so it is on the next link, too."""
+    handled, sent, most = [], [], [0]
+    settings = broker.settings().replace(heartbeat=5)
+
+    def handle(delivery):
+        handled.append(delivery.body)
+        delivery.ack()
+
+    def publish(name):
+        for number in range(messages // threads):
+            sent.append(publisher.publish(f"{name} {number}", routing_key="work", deadline=90))
+            most[0] = max(most[0], publisher.in_flight)
+
+    with (
+        connected(settings.replace(connection_name="publisher"), recovery=True) as (connection, timeline),
+        connected(settings.replace(connection_name="consumer"), recovery=True) as (consuming, _),
+        Publisher(connection, max_in_flight=20) as publisher,
+    ):
+        for queue in ("work", "waiting"):
+            declare(connection, broker, queue)
+        for each in publisher.publish_many([str(number) for number in range(100)], routing_key="waiting"):
+            each.result()
+        with broker.alarm():
+            workers = [threading.Thread(target=publish, args=(name,)) for name in range(threads)]
+            for each in workers:
+                each.start()
+            timeline.wait_for(ConnectionBlocked, timeout=10)
+            with Consumer(consuming, "waiting", handle):
+                until(lambda: len(handled) == 100, 20)
+            mark = timeline.mark()
+            broker.close_connections("while it is blocked")
+            timeline.wait_for(ConnectionBlocked, timeout=30, since=mark)  # the new link, as soon as it publishes
+            assert all(each.is_alive() for each in workers)
+            assert not any(each.done for each in sent)
+        for each in workers:
+            each.join(60)
+        publisher.flush(timeout=60)
+        assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
+        assert (len(sent), most[0] <= 20) == (messages, True)
+        replayed = publisher.replayed
+    check_nothing_is_lost(sent, drained(settings, "work"), replayed)

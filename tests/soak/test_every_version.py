@@ -44,6 +44,16 @@ def test_broker_tests_and_notebooks_pass_without_docker(version, clone, table):
     record(table, version, "local", "notebooks", ["--nbval", "--nbval-current-env", "notebooks"], clone, **environment)
 
 
+@pytest.mark.parametrize("version", VERSIONS[:-1], ids=lambda version: version.number)
+def test_publishers_lose_nothing_on_the_older_versions_too(version, clone, table):
+    """G1 and G16 in full counts; on the newest version they are tests of this run."""
+    (clone / ".lab").mkdir(mode=0o700)
+    (clone / ".lab" / "rootfs").symlink_to(version.unpack())
+    tests = ["tests/soak/test_publisher_soak.py", "tests/soak/test_topology_soak.py"]
+    environment = {"LABKIT_BROKER": "local", "DOCKER_HOST": f"unix://{clone}/no-engine"}
+    record(table, version, "local", "publisher and topology soak", ["-m", "soak", *tests], clone, **environment)
+
+
 @pytest.mark.compose
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.number)
 def test_broker_tests_and_notebooks_pass_in_a_container(version, clone, table):

@@ -1,13 +1,19 @@
 """The publisher's promises in full counts: nothing confirmed is lost over deaths of the broker and cuts of the link."""
 
+import psutil
 import pytest
 
 from labkit import Outcome
 from labkit.lab import brokers
 from tests.broker.connections import descriptors, our_threads, own_virtual_host, retired
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
+from tests.broker.test_connection_deadlines import FAULTS
 from tests.broker.test_publisher import cut_at_random_bytes
-from tests.broker.test_publisher_on_its_own_broker import through_the_death_of_the_broker
+from tests.broker.test_publisher_on_its_own_broker import (
+    every_call_ends_while_the_broker_is_in_alarm_or_paused,
+    through_the_death_of_the_broker,
+)
+from tests.broker.test_role_deadlines import while_the_line_is
 from tests.soak.measured import write_table
 from tests.view import until
 
@@ -18,21 +24,26 @@ pytestmark = [pytest.mark.soak, pytest.mark.broker, pytest.mark.timeout(1800)]
 def table():
     rows: list[list[object]] = []
     yield rows
-    write_table("publisher soak", ["what", "confirmed", "lost", "sent again", "arrived twice"], rows)
+    write_table("publisher soak", ["what", "queue", "confirmed", "lost", "sent again", "arrived twice"], rows)
 
 
-def test_nothing_confirmed_is_lost_over_five_kills_and_five_restarts(table):
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_nothing_confirmed_is_lost_over_five_kills_and_five_restarts(table, kind):
     """G1."""
     with brokers.own("local") as broker:
         deaths = [broker.kill, broker.stop] * 5
-        sent, replayed, duplicates = through_the_death_of_the_broker(broker, deaths, messages=20_000)
-    table.append(["5 kill -9 and 5 restarts", sent, 0, replayed, duplicates])
+        sent, replayed, duplicates = through_the_death_of_the_broker(broker, deaths, messages=20_000, kind=kind)
+    table.append(["5 kill -9 and 5 restarts", kind, sent, 0, replayed, duplicates])
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_nothing_confirmed_is_lost_over_two_hundred_cuts(broker, table, seed):
+@pytest.mark.parametrize(("seed", "kind"), [(1, "classic"), (2, "quorum"), (3, "classic"), (4, "quorum")])
+def test_nothing_confirmed_is_lost_over_two_hundred_cuts(broker, table, seed, kind):
     """G1 and G3, at the link."""
-    with own_virtual_host(broker) as settings, publishing(settings, max_in_flight=100) as (publisher, proxy, timeline):
+    arguments = {"x-queue-type": kind}
+    with (
+        own_virtual_host(broker) as settings,
+        publishing(settings, max_in_flight=100, arguments=arguments) as (publisher, proxy, timeline),
+    ):
         before = descriptors()
         sent = cut_at_random_bytes(publisher, proxy, timeline, messages=20_000, cuts=200, seed=seed)
         assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
@@ -42,4 +53,32 @@ def test_nothing_confirmed_is_lost_over_two_hundred_cuts(broker, table, seed):
         assert retired() == 0
         assert publisher.connection.status().channels == 1
         duplicates = check_nothing_is_lost(sent, drained(settings, silence=3.0), replayed)
-    table.append([f"200 cuts at random bytes, seed {seed}", len(sent), 0, replayed, duplicates])
+    table.append([f"200 cuts at random bytes, seed {seed}", kind, len(sent), 0, replayed, duplicates])
+
+
+def test_no_call_of_the_roles_outlives_its_deadline_by_half_a_second(broker):
+    """G8."""
+    with own_virtual_host(broker) as settings:
+        for fault in FAULTS:
+            while_the_line_is(fault, settings, slack=0.5)
+    with brokers.own("local") as private:
+        every_call_ends_while_the_broker_is_in_alarm_or_paused(private, slack=0.5)
+
+
+def test_memory_is_flat_at_the_window(broker, table):
+    """G10: ten times as many messages through the same window need no more memory."""
+    process = psutil.Process()
+    with own_virtual_host(broker) as settings, publishing(settings, max_in_flight=1000) as (publisher, _, _):
+        used = []
+        for messages in (20_000, 200_000):
+            for number in range(messages):
+                publisher.publish(b"x" * 1024, routing_key="nowhere", mandatory=False)
+                if number % 10_000 == 0:
+                    assert publisher.in_flight <= 1000
+            publisher.flush(timeout=120)
+            used.append(process.memory_info().rss)
+        assert publisher.in_flight == 0
+    grown = used[1] - used[0]
+    what = f"200,000 more at a window of 1,000: memory {grown / 2**20:+.1f} MiB"
+    table.append([what, "none", 220_000, 0, 0, 0])
+    assert grown < 8 * 2**20
