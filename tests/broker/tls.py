@@ -49,20 +49,20 @@ def serial_of(link: ssl.SSLSocket) -> int:
     return x509.load_der_x509_certificate(shown).serial_number
 
 
-def serial_shown(settings) -> int:
+def serial_shown(settings: BrokerSettings) -> int:
     """The serial number that a new connection is shown."""
     with handshake(settings) as link:
         return serial_of(link)
 
 
-def serials_in_use(port) -> set[int]:
+def serials_in_use(port: int) -> set[int]:
     """The serial numbers that this process's open TLS connections to *port* were shown when they began."""
-    links = [each for each in gc.get_objects() if isinstance(each, ssl.SSLSocket) and each.fileno() != -1]
-    return {serial_of(link) for link in links if _peer(link) == port}
+    links = [each for each in gc.get_objects() if type(each) is ssl.SSLSocket]
+    return {serial for link in links if (serial := _serial_on(link, port)) is not None}
 
 
-def _peer(link: ssl.SSLSocket) -> int | None:
+def _serial_on(link: ssl.SSLSocket, port: int) -> int | None:
     try:
-        return link.getpeername()[1]
-    except OSError:  # not connected any more
+        return serial_of(link) if link.getpeername()[1] == port else None
+    except (OSError, ValueError):  # not connected any more
         return None
