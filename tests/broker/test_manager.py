@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -419,6 +420,30 @@ def test_a_close_while_another_thread_opens_leaves_nothing_open(settings, caplog
         thread.join(20)
         until(lambda manager=manager: all(each.state is State.CLOSED for each in manager.connections))
     assert "crashed" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_process_publishes_on_a_link_of_its_own_and_leaves_the_parents_alone(settings):
+    with managing(settings) as (manager, _, _):
+        manager.publish("", "work", "parent").result()
+        child = os.fork()
+        if child == 0:
+            os._exit(_publish_in_the_child(manager))
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        manager.publish("", "work", "parent").result()
+        assert manager.connections[0].generation == 1
+    assert sorted(body for _, body in drained(settings)) == [b"child", b"parent", b"parent"]
+
+
+def _publish_in_the_child(manager):
+    try:
+        manager.publish("", "work", "child").result()
+        manager.close()
+    except BaseException:
+        return 1
+    return 0
 
 
 def test_a_manager_leaves_nothing_behind(settings, broker):
