@@ -10,7 +10,6 @@ Also :func:`pin_gevent`: greenlets, and Pika's ``GeventConnection``, on libev.
 
 import importlib
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop, 
 
 from labkit.errors import ConfigurationError
 from labkit.extras import extra
+from labkit.guard import guard
 
 # What libev calls them (ev.h: EV_READ, EV_WRITE); an error shows as both.
 READ, WRITE = 1, 2
@@ -49,7 +49,7 @@ class LibevLoop(AbstractSelectorIOLoop):  # type: ignore[misc]
         self._handlers: dict[int, tuple[Any, Callable[[int, int], None]]] = {}
         self._timers: set[Any] = set()  # a timer that nothing refers to would never fire
         self._callbacks: deque[Callable[[], Any]] = deque()
-        self._lock = threading.Lock()  # between add_callback on another thread, and close
+        self._lock = guard()  # between add_callback on another thread, and close
         self._is_running = False
         self._stop_asked = False
         self._wake = self._loop.async_()

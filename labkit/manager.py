@@ -18,6 +18,7 @@ from labkit.consuming_role import Handler, OnError
 from labkit.errors import ConfigurationError
 from labkit.event_log import log_event
 from labkit.events import Listener
+from labkit.guard import guard
 from labkit.manager_parts import LATE_TIMEOUT, Parts
 from labkit.publisher import Publisher
 from labkit.recovering import CLOSE_TIMEOUT
@@ -72,7 +73,7 @@ class ConnectionManager:
         self._prefetch = checked_prefetch(prefetch)
         self._backoff = backoff
         self._listeners = (log_event, *listeners)
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._parts = self._new_parts()
 
     @classmethod

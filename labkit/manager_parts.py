@@ -1,12 +1,12 @@
 """What a ``ConnectionManager`` holds while it is open: two connections, a publisher, consumers; and how that ends."""
 
 import logging
-import threading
 import time
 
 from labkit.connection import Connection
 from labkit.consumer import Consumer
 from labkit.errors import LabkitError, NotConnected, describe
+from labkit.guard import guard
 from labkit.publisher import Publisher
 
 LOGGER = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Parts:
         self.publisher = publisher
         self.is_closing = False
         self.is_closed = False
-        self._lock = threading.Lock()
+        self._lock = guard()
         self._consumers: tuple[Consumer, ...] = ()  # replaced, never changed
         self._opening: tuple[Consumer, ...] = ()
 
