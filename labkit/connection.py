@@ -96,6 +96,8 @@ class Connection:
         ConfigurationError: an argument that cannot be. The constructor does no I/O.
     """
 
+    _advice = "call open()"  # when it is not open
+
     def __init__(
         self,
         settings: BrokerSettings,
@@ -303,6 +305,7 @@ class Connection:
             events=self.events,
             recovers=self.recovery is not False,
             start_recovery=recover,
+            advice=self._advice,
         )
 
 

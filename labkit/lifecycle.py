@@ -97,6 +97,7 @@ class Lifecycle:
         recovers: Whether a lost link is replaced.
         start_recovery: Starts a thread that follows a new :class:`Way` after a pause; gets the number of
             failures in a row so far.
+        advice: What to do when it is not open, for the error that says so.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Lifecycle:
         events: Dispatcher,
         recovers: bool,
         start_recovery: Callable[["Lifecycle", Way, int], None],
+        advice: str = "call open()",
     ) -> None:
         self.io = io
         self.state = State.NEW
@@ -124,6 +126,7 @@ class Lifecycle:
         self._events = events
         self._recovers = recovers
         self._start_recovery = start_recovery
+        self._advice = advice
         self._failures = 0  # attempts that failed, or opened links that did not live, in a row
         self._lost_at: float | None = None  # when the link was lost that recovery is to replace
         self._watchers: list[tuple[State, Waiter]] = []
@@ -159,7 +162,7 @@ class Lifecycle:
     def not_connected(self) -> NotConnected:
         """Return the error for using it now."""
         why = f": {describe(self.reason)}" if self.reason is not None else ""
-        hint = "; call open()" if self.state in (State.NEW, State.CLOSED, State.FAILED) else ""
+        hint = f"; {self._advice}" if self.state in (State.NEW, State.CLOSED, State.FAILED) else ""
         return NotConnected(f"the connection is {self.state.value}{why}{hint}", reason=self.reason)
 
     def add_role(self, role: Role, waiter: Waiter) -> None:

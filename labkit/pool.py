@@ -22,6 +22,12 @@ from labkit.validation import check_type
 R = TypeVar("R")
 
 
+class PooledConnection(Connection):
+    """One that a pool has lent, and replaces when it is lost."""
+
+    _advice = "give it back, and the pool lends you another"
+
+
 class ConnectionSource:
     """Makes connections that do not recover: the pool replaces them.
 
@@ -44,7 +50,7 @@ class ConnectionSource:
             if isinstance(event, ConnectionLost):
                 lost()
 
-        connection = Connection(self._settings, backoff=self._backoff, listeners=[hear])
+        connection = PooledConnection(self._settings, backoff=self._backoff, listeners=[hear])
         if begun(connection):
             connection.open()
             self._links[connection] = connection._life.link

@@ -17,6 +17,7 @@ from labkit import (
     PoolClosed,
     PoolTimeout,
     Queue,
+    State,
 )
 from labkit.lab.wire import Proxy, Refuse, Stall
 from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, retired, settle
@@ -147,6 +148,28 @@ def test_borrower_whose_connection_is_cut_hears_why_and_the_next_one_has_a_new_o
             break_it()
         assert pool.execute(lambda channel: channel.declare(Queue("work"))).name == "work"
         pool.close()
+
+
+def test_lost_connection_advises_to_give_it_back_and_not_to_open_it(settings, pools):
+    with Proxy(settings) as proxy:
+        pool = pools(proxy.settings(heartbeat=1), max_size=1)
+        with pool.connection() as connection:
+            proxy.cut()
+            until(lambda: not connection.is_open)
+            until(lambda: connection.state is State.FAILED)
+            with pytest.raises(NotConnected, match="give it back, and the pool lends you another"):
+                connection.channel()
+        pool.close()
+
+
+def test_connection_that_its_borrower_closes_is_replaced_at_once(settings, pools, broker):
+    pool = pools(settings, max_size=1)
+    for _ in range(3):
+        with pool.connection(timeout=2) as connection:
+            connection.close()
+    assert pool.execute(lambda channel: channel.declare(Queue("work"))).name == "work"
+    assert pool.get_stats().created == 4
+    until(lambda: count(broker, settings) == 1)
 
 
 def test_half_open_connection_is_replaced_and_counted_as_retired_until_it_ends(settings, pools):
