@@ -10,12 +10,14 @@ from typing import Any, Self, TypeVar
 from labkit.channel import Channel
 from labkit.connection import Connection
 from labkit.errors import ConfigurationError, LabkitError, LeaseError
+from labkit.guard import guard
 from labkit.lease import Borrowed, Lease
 from labkit.pool import ConnectionSource
 from labkit.pool_base import CLOSE_TIMEOUT, Pool
 from labkit.pool_stats import PoolStats
 from labkit.retry import Backoff
 from labkit.settings import BrokerSettings
+from labkit.states import State
 from labkit.validation import check_type, checked_number
 
 R = TypeVar("R")
@@ -29,34 +31,35 @@ class Trunks:
     def __init__(self, source: ConnectionSource, count: int) -> None:
         self._source = source
         self._count = count
-        self._lock = threading.Lock()
+        self._is_closed = False
         self._all: list[Connection] = []
+        self.forget()
 
     def pick(self) -> Connection:
         """Return the connection with the fewest channels, opening one if all have some and there may be more.
 
+        While one is being opened, who has another to go on with does not wait.
+
         Raises:
             ConnectError: none is open, and none could be opened.
+            NotConnected: the pool was closed meanwhile.
         """
-        with self._lock:
-            self._all = [each for each in self._all if each.is_open]
-            best = min(self._all, key=lambda each: each.status().channels, default=None)
-            is_enough = best is not None and (len(self._all) >= self._count or best.status().channels == 0)
-            if best is not None and is_enough:
-                return best
-            try:
-                best = self._source.make(lambda _: True)
-            except LabkitError:
-                if best is None:
-                    raise
-            else:
-                self._all.append(best)
+        best, is_enough = self._look()
+        if best is not None and (is_enough or not self._opening.acquire(blocking=False)):
             return best
+        if best is None:
+            self._opening.acquire()
+        try:
+            best, is_enough = self._look()
+            return best if best is not None and is_enough else self._open(best)
+        finally:
+            self._opening.release()
 
     def close(self, timeout: float) -> None:
-        """End them, all at once, within *timeout* seconds."""
+        """End them, all at once, also one that is being opened, within *timeout* seconds."""
         ends = time.monotonic() + timeout
         with self._lock:
+            self._is_closed = True
             gone, self._all = self._all, []
         for each in gone:
             self._source.begin_end(each, timeout)
@@ -65,8 +68,35 @@ class Trunks:
 
     def forget(self) -> None:
         """Be empty, in a child process after a fork."""
-        self._lock = threading.Lock()
+        self._lock = guard()
+        self._opening = threading.Lock()  # one at a time
         self._all = []
+
+    def _look(self) -> tuple[Connection | None, bool]:
+        """Return the connection with the fewest channels, if one is open, and whether there need not be another."""
+        with self._lock:
+            is_over = (State.FAILED, State.CLOSED)
+            self._all = [each for each in self._all if each.state not in is_over]
+            usable = [each for each in self._all if each.is_open]
+            best = min(usable, key=lambda each: each.status().channels, default=None)
+            return best, best is not None and (len(usable) >= self._count or best.status().channels == 0)
+
+    def _open(self, best: Connection | None) -> Connection:
+        try:
+            made = self._source.make(self._begun)
+        except LabkitError:
+            if best is None:
+                raise
+            return best
+        if self._is_closed:  # as it began to open, so that close() could not end it
+            self._source.begin_end(made, CLOSE_TIMEOUT)
+        return made
+
+    def _begun(self, connection: Connection) -> bool:
+        with self._lock:
+            if not self._is_closed:
+                self._all.append(connection)
+            return not self._is_closed
 
 
 class ChannelSource:

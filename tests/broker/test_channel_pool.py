@@ -1,5 +1,6 @@
 """Channels from a pool: kinds kept apart, only clean ones lent again, and an error costs one channel."""
 
+import os
 import time
 
 import pytest
@@ -18,7 +19,8 @@ from labkit import (
     Unroutable,
 )
 from labkit.lab.wire import Proxy, Stall
-from tests.broker.connections import SLACK, own_virtual_host
+from tests.broker.connections import SLACK, descriptors, own_virtual_host, retired, settle
+from tests.broker.test_connection_pool import run
 from tests.unit.still_pool import adds_up, in_threads
 from tests.view import until
 
@@ -207,6 +209,100 @@ def test_connection_that_dies_takes_its_channels_and_the_next_channel_opens_anot
         until(lambda: len(broker.connections(settings.virtual_host)) == 1)
         pool.close()
     until(lambda: broker.connections(settings.virtual_host) == [])
+
+
+def test_close_ends_in_time_while_a_connection_is_being_opened(settings, pools):
+    with Proxy(settings) as proxy, proxy.fault(Stall()):
+        pool = pools(proxy.settings(heartbeat=1), min_size=1)
+        pool.open()
+        until(lambda: pool.get_stats().connecting == 1)
+        until(lambda: pool._trunks._all)
+        began = time.monotonic()
+        pool.close(timeout=1)
+        assert time.monotonic() - began < 1 + SLACK
+    until(lambda: retired() == 0)
+
+
+def test_nothing_is_left_behind_by_channel_errors_and_cuts(settings, pools, broker):
+    settle()
+    files = descriptors()
+    leave_nothing(settings, pools, broker, errors=80, cuts=4)
+    settle()
+    assert descriptors() <= files
+
+
+def leave_nothing(settings, pools, broker, *, errors, cuts):
+    """Four borrowers whose every operation costs a channel, while the connections are cut."""
+    with Proxy(settings) as proxy:
+        pool = pools(proxy.settings(heartbeat=1), connections=2, max_size=3, timeout=60)
+        seen = []
+
+        def err():
+            for number in range(errors // 4):
+                try:
+                    pool.execute(
+                        lambda channel: channel.declare(Queue("missing"), passive=True), confirm=bool(number % 2)
+                    )
+                except (ChannelLost, NotConnected) as exc:
+                    seen.append(exc)
+
+        threads = in_threads(4, err)
+        for number in range(1, cuts + 1):
+            until(lambda number=number: len(seen) >= errors // (cuts + 1) * number, 120)
+            proxy.cut()
+        for thread in threads:
+            thread.join(120)
+        assert len(seen) == errors // 4 * 4
+        stats = pool.get_stats()
+        assert (stats.leased, stats.waiting, stats.recovered) == (0, 0, 0)
+        pool.execute(lambda channel: channel.declare(Queue("work")))
+        until(lambda: pool.get_stats().retired == 0 and pool.get_stats().connecting == 0)
+        counted(broker, settings, pool.get_stats().size)
+        assert len(broker.connections(settings.virtual_host)) <= 2
+        pool.close()
+    until(lambda: broker.connections(settings.virtual_host) == [])
+    until(lambda: retired() == 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_child_process_gets_its_own_channels_and_the_parent_keeps_its_own(settings):
+    program = """
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads: that is what this is about
+from labkit import BrokerSettings, ChannelLost, ChannelPool, Queue
+pool = ChannelPool(BrokerSettings.from_url(sys.argv[1]), max_size=2)
+held = pool.checkout(confirm=True)
+with pool.channel() as channel:
+    channel.declare(Queue("work"))
+    child = os.fork()
+    if child == 0:
+        assert pool.get_stats().size == 0
+        try:
+            channel.declare(Queue("work"))
+        except ChannelLost:
+            pass
+        else:
+            raise AssertionError("the parent's channel works in the child")
+        with pool.channel() as mine:
+            assert mine is not channel
+            mine.declare(Queue("work"))
+        with pool.channel(confirm=True) as mine:
+            mine.publish("x", routing_key="work")
+        held.checkin()  # the parent's: nothing happens
+        stats = pool.get_stats()
+        assert (stats.created, stats.size, stats.leased) == (2, 2, 0), vars(stats)
+        pool.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    channel.declare(Queue("work"))
+held.channel.publish("x", routing_key="work")
+held.checkin()
+stats = pool.get_stats()
+assert (stats.created, stats.size, stats.leased, stats.lost) == (2, 2, 0, 0), vars(stats)
+pool.close()
+print("well")
+"""
+    run(program, settings, "well")
 
 
 def test_drain_and_resize_and_close_reach_both_kinds(settings, pools, broker):
