@@ -33,6 +33,7 @@ class Entry(Generic[T]):
         owner: Whose it is; None: nobody's.
         waiter: Who was granted it and has not taken it yet.
         is_taken: Whether its borrower has got it, and so may be using it.
+        is_checked: Whether that is the pool itself, for :meth:`Pool.check`.
         is_reported: Whether the lease was reported for being out too long.
         generation: How many drains there were when it was begun.
         expires: When its lifetime ends.
@@ -43,6 +44,7 @@ class Entry(Generic[T]):
         "born",
         "expires",
         "generation",
+        "is_checked",
         "is_ready",
         "is_reported",
         "is_taken",
@@ -58,6 +60,7 @@ class Entry(Generic[T]):
         self.owner: weakref.ref[Lease[T]] | None = None
         self.waiter: Waiter[T] | None = None
         self.is_taken = False
+        self.is_checked = False
         self.is_reported = False
         self.generation = generation
         self.born = self.expires = self.since = 0.0
@@ -143,11 +146,12 @@ class HandOff(Generic[T]):
     def audit(self) -> int:
         """Recompute who holds what. Return how many leases are out."""
         self.idle = [each for each in self.idle if each.owner is None and each in self.entries]
+        idle = set(self.idle)
         for entry in list(self.entries):
             if not entry.is_ready:
                 continue
             if entry.owner is None:
-                if entry not in self.idle:  # on its way from one place to another when an interrupt came
+                if entry not in idle:  # on its way from one place to another when an interrupt came
                     self.offer(entry)
                 continue
             lease = entry.owner()
@@ -159,8 +163,7 @@ class HandOff(Generic[T]):
                     entry.waiter.flag.release()  # again: the first time may have been cut off
                 continue
             if entry.is_taken and not is_forgotten:  # its borrower is giving it back at this moment
-                self.counters.use_seconds += self.now() - entry.since
-                entry.since = self.now()
+                self.count_use(entry)
             else:
                 self.counters.recovered += 1
             entry.owner = None
@@ -209,11 +212,20 @@ class HandOff(Generic[T]):
     def lend(self, entry: Entry[T], lease: Lease[T]) -> None:
         """Make *entry* the lease's."""
         entry.waiter = None
-        entry.is_taken = entry.is_reported = False
+        entry.is_taken = entry.is_checked = entry.is_reported = False
         lease._thing = entry.thing
         lease._entry = entry
         entry.owner = lease._me
         self._forget_idle(entry)
+
+    def count_use(self, entry: Entry[T]) -> float:
+        """Count how long the entry that comes back was lent, and return it; a check is no use of it."""
+        if entry.is_checked:
+            return 0.0
+        now = self.now()
+        held, entry.since = now - entry.since, now
+        self.counters.use_seconds += held
+        return held
 
     def _forget_idle(self, entry: Entry[T]) -> None:
         if self.idle and self.idle[-1] is entry:
@@ -231,7 +243,7 @@ class HandOff(Generic[T]):
             if waiter.is_waiting():
                 lease = waiter.owner()
                 if lease is not None:
-                    entry.is_taken = entry.is_reported = False
+                    entry.is_taken = entry.is_checked = entry.is_reported = False
                     entry.waiter = waiter
                     lease._thing = entry.thing
                     lease._entry = entry
@@ -263,6 +275,8 @@ class HandOff(Generic[T]):
             self.is_flapping = self.is_flapping or (is_young and self._has_lost_link(thing))
             self.counters.lost += 1
         entry.generation = GIVEN_UP
+        if entry.is_ready:
+            self.is_refused = False  # its place is free: who waits for it wants another try
         if thing is not None:
             self.ending[thing] = None
         self._forget_idle(entry)

@@ -17,7 +17,7 @@ from labkit.pool_keeper import Source
 from labkit.retry import Backoff, Clock, SystemClock
 from labkit.settings import BrokerSettings
 from labkit.states import State
-from labkit.validation import check_type
+from labkit.validation import check_type, checked_number
 
 R = TypeVar("R")
 
@@ -169,7 +169,7 @@ class ConnectionPool(Pool[Connection]):
             NotConnected: the connection was lost before the operation began.
             PoolTimeout, TooManyWaiting, PoolClosed: as :meth:`checkout` does.
         """
-        ends = self._clock.now() + (self.timeout if timeout is None else timeout)
+        ends = self._clock.now() + (self.timeout if timeout is None else float(checked_number("timeout", timeout)))
         with self.connection(timeout=timeout) as connection:
             channel = connection.channel(timeout=max(0.0, ends - self._clock.now()))
             try:

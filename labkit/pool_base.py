@@ -146,8 +146,11 @@ class Pool(Generic[T]):
         if self._line.is_closed:
             raise closed_error()
         if not self._is_open:
-            self._is_open = True
             self._keeper.start()
+            self._is_open = True  # only then: the start may be interrupted
+        elif wait:
+            self._line.is_refused = False  # somebody asks again
+            self._keeper.wake()
         if wait:
             self._wait_until_filled(timeout)
 
@@ -192,8 +195,9 @@ class Pool(Generic[T]):
     def check(self) -> None:
         """Check what is idle now, and replace what does not pass. For a timer of yours, or after an incident."""
         line = self._line
-        leases = line.take_idle()
+        leases: list[Lease[T]] = []
         try:
+            line.take_idle(leases)
             for lease in leases:
                 self._check_one(line, lease)
         finally:
@@ -260,7 +264,7 @@ class Pool(Generic[T]):
         while True:
             if waiter is not None:
                 began = self._clock.now()
-                waiter.flag.acquire(timeout=max(0.0, ends - began))  # in C, and an interrupt ends it
+                waiter.flag.acquire(timeout=_wait_at_most(ends - began))  # in C, and an interrupt ends it
                 waited = self._clock.now() - began
                 self._claim(line, lease, waiter, waited=waited, timeout=seconds, is_final=check is None)
             if check is None:
@@ -268,7 +272,8 @@ class Pool(Generic[T]):
             try:
                 check(lease._lent())
             except Exception as exc:  # noqa: BLE001 - whatever it is, it says: not this one
-                waiter = line.refuse(lease, exc)
+                is_late = self._clock.now() > ends
+                waiter = line.refuse(lease, exc, late_after=seconds if is_late else None)
             else:
                 line.confirm(lease)
                 return
@@ -309,7 +314,7 @@ class Pool(Generic[T]):
                 line.watchers.append(flag)
             if is_refused and isinstance(error, LabkitError):
                 raise copy.copy(error) from error.__cause__
-            if not flag.acquire(timeout=max(0.0, ends - time.monotonic())):
+            if not flag.acquire(timeout=_wait_at_most(ends - time.monotonic())):
                 why = "" if error is None else f"; last connect error: {describe(error)}"
                 text = f"{ready} of {line.min_size} entries were made within {timeout:g} s{why}"
                 raise PoolTimeout(text, timeout=timeout, stats=self.get_stats()) from error
@@ -322,6 +327,11 @@ class Pool(Generic[T]):
         self._in_child()
         self._begin()
         self._line.is_closed = line.is_closed
+
+
+def _wait_at_most(seconds: float) -> float:
+    """Return a time that a lock accepts: on Windows, some weeks at most."""
+    return min(max(0.0, seconds), threading.TIMEOUT_MAX)
 
 
 def _check_sizes(min_size: int, max_size: int) -> None:

@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from labkit.errors import ConfigurationError, Kind, LabkitError, classify, describe
+from labkit.errors import ConfigurationError, ConnectError, Kind, LabkitError, NotConnected, classify, describe
+from labkit.guard import guard
 from labkit.hand_off import Entry
 from labkit.lease import Frames, shown
 from labkit.mailbox import Mailbox
@@ -91,7 +92,7 @@ class Keeper(Generic[T]):
         self._ending: set[T] = set()  # whose goodbye was begun
         self._alarm = threading.Lock()
         self._alarm.acquire()
-        self._starting = threading.Lock()
+        self._starting = guard()
         self._thread: threading.Thread | None = None
         self._seen = -1
         self._quiet = 0
@@ -99,12 +100,18 @@ class Keeper(Generic[T]):
     # From any thread.
 
     def start(self) -> None:
-        """Start the thread, unless it runs."""
+        """Start the thread, unless it runs.
+
+        Raises:
+            NotConnected: no thread can be started (the interpreter is ending).
+        """
         with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="labkit-pool-keeper", daemon=True)
-                self._thread = thread  # before it runs, and may end
-                thread.start()
+            if self._thread is None or self._thread.ident is None:  # an interrupt came before it could begin
+                self._thread = threading.Thread(target=self._run, name="labkit-pool-keeper", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError as exc:
+                    raise NotConnected(f"no upkeep of a pool can be started: {exc}", reason=exc) from exc
 
     def wake(self) -> None:
         """Have the thread look now. No lock, no wait: safe anywhere."""
@@ -143,16 +150,19 @@ class Keeper(Generic[T]):
         with line.lock:
             is_busy = bool(out or line.waiters or line.counters.entered != self._seen)
             self._seen = line.counters.entered
-        self._quiet = 0 if is_busy else self._quiet + 1
+            self._quiet = 0 if is_busy else self._quiet + 1
+            is_dozing = line.is_dozing = has_ended and self._quiet > QUIET_TICKS  # a checkout after this wakes it
         if not has_ended:
             return min(pause, SETTLING)
-        self._line.is_dozing = self._quiet > QUIET_TICKS
-        return min(pause, max(0.01, min(DOZE, self._max_idle / 4)) if self._line.is_dozing else self._tick())
+        return min(pause, max(0.01, min(DOZE, self._max_idle / 4)) if is_dozing else self._tick())
 
     def _tick(self) -> float:
         return TICK if self._leak_after is None else min(TICK, max(0.01, self._leak_after / 4))
 
     def _run(self) -> None:
+        with self._starting:
+            if self._thread is not threading.current_thread():  # its start was interrupted, and done again
+                return
         while True:
             try:
                 pause = self.step()
@@ -178,7 +188,7 @@ class Keeper(Generic[T]):
                 if self._leak_after is None or entry.owner is None or entry.is_reported or held < self._leak_after:
                     continue
                 lease = entry.owner()
-                if lease is not None and entry.is_taken:
+                if lease is not None and entry.is_taken and not entry.is_checked:
                     entry.is_reported = True
                     self._line.counters.leaks += 1
                     late.append((held, lease._frames))
@@ -205,7 +215,7 @@ class Keeper(Generic[T]):
         self._growing = entry
         if not self._hand_over(lambda: self._make(entry)):
             self._growing = None
-            self._line.fail(entry, RuntimeError("no thread can be started"), is_final=True)
+            self._line.fail(entry, NotConnected("no thread can be started"), is_final=True)
         return DOZE
 
     def _hand_over(self, task: Callable[[], None]) -> bool:
@@ -223,7 +233,7 @@ class Keeper(Generic[T]):
             pause = 0.0 if is_final else self._pauses.next(busy=kind is Kind.BUSY) or 0.0
             LOGGER.info("no new pool entry: %s", describe(exc))
             self._grow_at = self._clock.now() + pause
-            self._line.fail(entry, exc, is_final=is_final)
+            self._line.fail(entry, _as_ours(exc) if is_final else exc, is_final=is_final)
         else:
             self._pauses.opened()
             if not self._line.fill(entry):
@@ -238,5 +248,14 @@ class Keeper(Generic[T]):
             configure(thing)
         except LabkitError:
             raise
-        except Exception as exc:
+        except BaseException as exc:  # SystemExit too: it must not end the borrower who hears of it
             raise ConfigurationError(f"configure failed: {describe(exc)}", field="configure") from exc
+
+
+def _as_ours(error: BaseException) -> LabkitError:
+    """Return what borrowers are told: an error of labkit's, with *error* as its cause if it is none."""
+    if isinstance(error, LabkitError):
+        return error
+    ours = ConnectError(f"no pool entry can be made: {describe(error)}")
+    ours.__cause__ = error
+    return ours

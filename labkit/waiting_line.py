@@ -108,19 +108,32 @@ class WaitingLine(HandOff[T]):
                 self.counters.granted += 1
                 entry.is_taken = True
 
-    def refuse(self, lease: Lease[T], reason: BaseException) -> Waiter[T]:
-        """Give up the entry that did not pass its check; return the place in the line that *lease* had."""
+    def refuse(self, lease: Lease[T], reason: BaseException, *, late_after: float | None = None) -> Waiter[T]:
+        """Give up the entry that did not pass its check; return the place in the line that *lease* had.
+
+        Args:
+            lease: Whose it was.
+            reason: What the check said.
+            late_after: The caller's time is up, which were so many seconds: there will be no other check.
+
+        Raises:
+            PoolTimeout: so it is.
+        """
         with self.lock:
             self.last_error = reason
             entry = lease._entry
             waiter = Waiter(lease)
-            place = next((n for n, each in enumerate(self.waiters) if each.number > waiter.number), len(self.waiters))
-            self.waiters.insert(place, waiter)
+            if late_after is None:
+                later = (n for n, each in enumerate(self.waiters) if each.number > waiter.number)
+                self.waiters.insert(next(later, len(self.waiters)), waiter)
             lease._thing = lease._entry = None
             if entry is not None:
                 entry.owner = None
                 self.discard(entry, is_dead=True)
                 self.is_flapping = True  # what is made anew, and fails again, must not be made in haste
+            if late_after is not None:
+                self.counters.timeouts += 1
+                raise self._timeout(late_after)
             self.serve()
             if self.is_closed:
                 waiter.error = closed_error()
@@ -136,10 +149,7 @@ class WaitingLine(HandOff[T]):
             entry = lease._entry
             if entry is None or entry.owner is not lease._me:  # the audit was quicker, or the pool is closed
                 return
-            now = self.now()
-            held, was_reported = now - entry.since, entry.is_reported
-            self.counters.use_seconds += held
-            entry.since = now
+            held, was_reported = self.count_use(entry), entry.is_reported
             entry.owner = None
             if is_broken:
                 self.discard(entry)
@@ -232,19 +242,18 @@ class WaitingLine(HandOff[T]):
         """Change the limits: what is too much goes at once, or when it comes back."""
         with self.lock:
             self.min_size, self.max_size = min_size, max_size
+            self.tell_watchers()
         self.retire(float("inf"))
         self.wake()
 
-    def take_idle(self) -> list[Lease[T]]:
-        """Lend out all that is idle, to be checked."""
-        leases: list[Lease[T]] = []
+    def take_idle(self, leases: list[Lease[T]]) -> None:
+        """Lend out all that is idle, to be checked; each lease is in *leases* before it holds anything."""
         with self.lock:
             for entry in list(self.idle):
                 lease: Lease[T] = Lease(None, self)
                 leases.append(lease)
                 self.lend(entry, lease)
-                entry.is_taken = True
-        return leases
+                entry.is_taken = entry.is_checked = True
 
     def close(self) -> None:
         """Hand out nothing any more, and give up what is not lent."""
@@ -257,15 +266,13 @@ class WaitingLine(HandOff[T]):
                     self.discard(entry, is_dead=False)
         self.wake()
 
-    def seize(self) -> int:
-        """Give up what is lent, too; return how many that were."""
+    def seize(self) -> None:
+        """Give up what is lent, too."""
         with self.lock:
             self.audit()
-            lent = list(self.entries)
-            for entry in lent:
+            for entry in list(self.entries):
                 entry.owner = None
                 self.discard(entry, is_dead=False)
-            return len(lent)
 
     def stats(self, *, retired: int, is_reset: bool = False) -> PoolStats:
         """Return the numbers of this moment; with *is_reset* the counters begin anew."""

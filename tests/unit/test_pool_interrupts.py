@@ -17,15 +17,19 @@ from labkit.errors import LabkitError
 from tests.unit.still_pool import adds_up, still_pool, threaded_pool
 from tests.view import until
 
-PARTS = tuple(f"{labkit.__path__[0]}/{name}.py" for name in ("pool", "pool_base", "lease", "waiting_line", "hand_off"))
+PARTS = tuple(
+    f"{labkit.__path__[0]}/{name}.py"
+    for name in ("pool", "pool_base", "lease", "waiting_line", "hand_off", "guard", "pool_keeper")
+)
 SPLITS = {"RESUME", "CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD"}
 
 
 class InterruptAt:
     """Raises KeyboardInterrupt in this thread at the *number*-th point where Python would look for a signal."""
 
-    def __init__(self, number):
+    def __init__(self, number, parts=PARTS[:-1]):  # a still pool's upkeep runs in the caller's thread: leave it out
         self.left = number
+        self._parts = parts
         self._after = {}  # by frame: whether the instruction before was one after which Python looks
 
     def __enter__(self):
@@ -40,7 +44,7 @@ class InterruptAt:
         return self.left <= 0
 
     def _trace(self, frame, event, argument):
-        if frame.f_code.co_filename not in PARTS:
+        if frame.f_code.co_filename not in self._parts:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -123,6 +127,56 @@ def test_wait_in_the_line_interrupted_anywhere_leaves_the_line_whole():
     for pool, kept in points(scenario, at_least=100):
         nothing_is_lost(pool)
         del kept
+
+
+def test_upkeep_asked_for_and_interrupted_anywhere_loses_nothing():
+    def scenario(pool):
+        pool.keeper.works = False  # that would be another thread, which no interrupt reaches
+        pool.check()
+        pool.get_stats()
+        pool.pop_stats()
+        pool.resize(2, 2)
+        pool.drain()
+
+    for pool, kept in points(scenario, at_least=100):
+        pool.keeper.works = True
+        nothing_is_lost(pool)
+        del kept
+
+
+def test_close_interrupted_anywhere_is_completed_by_the_next_one():
+    def scenario(pool):
+        pool.keeper.works = False
+        pool.close(timeout=0)
+
+    for pool, kept in points(scenario, at_least=30):
+        pool.close(timeout=0)
+        assert pool.things.open_now == []
+        assert pool.get_stats().size == 0
+        del kept
+
+
+def test_first_use_interrupted_anywhere_opens_the_pool_the_next_time():
+    number = 0
+    while True:
+        number += 1
+        kept = None
+        pool = threaded_pool(min_size=0)
+        interrupt = InterruptAt(number, PARTS)
+        try:
+            with interrupt, pool.connection():
+                pass
+        except KeyboardInterrupt as exc:
+            kept = exc
+        with pool.connection(timeout=10):
+            stats = pool.get_stats()
+            assert (stats.leased, stats.waiting) == (1, 0), f"after interrupt {number}"
+            assert adds_up(stats)
+        pool.close(timeout=1)
+        if not interrupt.has_struck:
+            break
+        del kept
+    assert number > 50, "the tracer saw too few points"
 
 
 def test_hand_over_interrupted_anywhere_still_reaches_who_waits():
