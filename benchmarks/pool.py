@@ -1,6 +1,8 @@
 """What a checkout and a checkin cost, beside other pools: ratios from one run.
 
-    python benchmarks/pool.py [--quick] [--svg FILE]
+    python benchmarks/pool.py [--quick] [--svg FILE] [--write]
+
+``--write`` puts the table into docs/measured.md and the plot into docs/images; ``--svg`` the plot into a file.
 
 Nobody connects to anything: each pool lends the same kind of empty object, so what is measured is the hand-off. Every
 pool has four entries; each is measured in turn, several times, and the medians are compared, for a machine has moods.
@@ -8,13 +10,12 @@ A peer that is not installed is left out (kombu, oslo.messaging, psycopg_pool wi
 different things: queue.Queue is only the yardstick, neither checks nor counts nor grows.
 """
 
+import argparse
 import queue
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from labkit import BrokerSettings, ConnectionPool
@@ -64,11 +65,16 @@ class Things:
         return not thing.is_open
 
 
-def labkit() -> Pair:
-    """Leak reports are on."""
-    pool = ConnectionPool(BrokerSettings(), min_size=ENTRIES, max_size=ENTRIES, timeout=60, _source=Things())
+def labkit(leak_after: float | None = 60.0) -> Pair:
+    pool = ConnectionPool(
+        BrokerSettings(), min_size=ENTRIES, max_size=ENTRIES, timeout=60, leak_after=leak_after, _source=Things()
+    )
     pool.open(wait=True)
     return lambda: pool.checkout().checkin()
+
+
+def labkit_without_leak_reports() -> Pair:
+    return labkit(leak_after=None)
 
 
 def standard_queue() -> Pair:
@@ -141,6 +147,7 @@ def pika_pool() -> Pair:
 WAYS = {
     "queue.Queue": standard_queue,
     "labkit": labkit,
+    "labkit, leak_after=None": labkit_without_leak_reports,
     "kombu": kombu,
     "oslo.messaging": oslo,
     "psycopg_pool": psycopg_pool,
@@ -197,29 +204,40 @@ def plot(found: dict[str, list[float]]) -> str:
         for name, each in found.items():
             y += 20
             width = max(1, round(400 * each[index] / longest))
-            color = "#1f77b4" if name == "labkit" else "#aaaaaa"
+            color = "#1f77b4" if name.startswith("labkit") else "#aaaaaa"
             rows.append(f'<text x="10" y="{y + 12}">{name}</text>')
-            rows.append(f'<rect x="130" y="{y}" width="{width}" height="15" fill="{color}"/>')
-            rows.append(f'<text x="{135 + width}" y="{y + 12}">{each[index] * 1e6:.1f} µs</text>')
+            rows.append(f'<rect x="190" y="{y}" width="{width}" height="15" fill="{color}"/>')
+            rows.append(f'<text x="{195 + width}" y="{y + 12}">{each[index] * 1e6:.1f} µs</text>')
         y += 30
     style = 'font-family="sans-serif" font-size="12"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{y}" {style}>\n' + "\n".join(rows) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{y}" {style}>\n' + "\n".join(rows) + "\n</svg>\n"
     )
 
 
 def main() -> None:
     """Measure and print."""
-    is_quick = "--quick" in sys.argv
-    found = measure(1 if is_quick else ROUNDS, 640 if is_quick else PAIRS)
-    for index, threads in enumerate(THREADS):
-        base = found["queue.Queue"][index]
-        for name, each in found.items():
-            print(
-                f"{threads:3} threads  {name:15} {each[index] * 1e6:8.1f} µs  {each[index] / base:6.2f} of queue.Queue"
-            )
-    with suppress(ValueError, IndexError):
-        Path(sys.argv[sys.argv.index("--svg") + 1]).write_text(plot(found))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small counts: does it run?")
+    parser.add_argument("--svg", type=Path, help="where to save the plot")
+    parser.add_argument("--write", action="store_true", help="keep the table and the plot in docs/")
+    options = parser.parse_args()
+    found = measure(1 if options.quick else ROUNDS, 640 if options.quick else PAIRS)
+    rows = []
+    for name, each in found.items():
+        ratios = [
+            f"{one * 1e6:.1f} µs ({one / base:.2f})" for one, base in zip(each, found["queue.Queue"], strict=True)
+        ]
+        rows.append([name, *ratios])
+        print(f"{name:24} " + "  ".join(f"{ratio:>20}" for ratio in ratios))
+    print("microseconds for one checkout and checkin, all threads together, and (times queue.Queue)")
+    if options.svg is not None:
+        options.svg.write_text(plot(found))
+    if options.write:
+        from tests.soak.measured import PAGE, write_table
+
+        write_table("pool", ["pool", *(f"threads: {count}" for count in THREADS)], rows)
+        (PAGE.parent / "images" / "pool-cost.svg").write_text(plot(found))
 
 
 if __name__ == "__main__":
