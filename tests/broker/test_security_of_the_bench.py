@@ -1,0 +1,188 @@
+"""The bench guards its learner: loopback only, passwords nobody chose, no more rights than needed, no secret shown."""
+
+import logging
+import os
+import re
+import secrets
+import stat
+import traceback
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labkit import (
+    AuthenticationFailed,
+    Connection,
+    LabkitError,
+    MessageRefused,
+    Publisher,
+    Queue,
+    SyncConnection,
+)
+from labkit.lab import Lab
+from labkit.lab.brokers.credentials import new_password
+from labkit.lab.brokers.state import STATE_FILE, StateFile
+from labkit.lab.wire import Proxy
+from tests.broker.connections import own_virtual_host
+
+pytestmark = pytest.mark.broker
+LOOPBACK = {"127.0.0.1", "::1"}
+PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+(\S+)")
+on_linux = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def settings(broker):
+    with own_virtual_host(broker) as settings:
+        yield settings
+
+
+@pytest.fixture
+def record(broker):
+    found = StateFile(broker.home).read() if broker.home is not None else None
+    if found is None:
+        pytest.skip("this broker is a URL: somebody else's")
+    return found
+
+
+@pytest.fixture
+def known_secrets(broker, record):
+    """Everything that must not be seen: the password, the cookie, the lines of the private keys."""
+    found = {broker.settings().password.get_secret_value()}
+    for path in broker.home.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 20_000:
+            found |= set(PRIVATE_KEY.findall(path.read_text(errors="replace")))
+    cookies = [path.read_text().strip() for path in broker.home.glob("*/home/.erlang.cookie")]
+    assert len(found) > 1, "no private key was found: this test would look for nothing"
+    return found | set(cookies)
+
+
+# -- who can reach it --------------------------------------------------------------------------------------------------
+
+
+@on_linux
+def test_nothing_of_the_bench_listens_beyond_loopback(record, settings):
+    with Proxy(settings) as proxy:
+        ports = {proxy.settings().port, record.amqp_port, record.management_port, record.dist_port, record.epmd_port}
+        ports |= {record.amqps_port}
+        listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        ours = {each.laddr.port: each.laddr.ip for each in listening if each.laddr.port in ports - {0}}
+        assert {record.amqp_port, record.management_port, proxy.settings().port} <= ours.keys()
+        assert set(ours.values()) <= LOOPBACK
+
+
+@on_linux
+def test_no_process_of_the_broker_listens_anywhere_else(record):
+    if not record.pid:
+        pytest.skip("this broker's processes are a container's: only its published ports count")
+    root = psutil.Process(record.pid)
+    family = [root, *root.children(recursive=True)]
+    listening = [each for process in family for each in process.net_connections("tcp")]
+    addresses = {each.laddr.ip for each in listening if each.status == psutil.CONN_LISTEN}
+    assert addresses
+    assert addresses <= LOOPBACK
+
+
+def test_passwords_are_drawn_and_not_chosen(broker, record):
+    drawn = {new_password() for _ in range(100)}
+    assert len(drawn) == 100
+    assert min(len(each) for each in drawn) >= 20
+    assert len(record.password) >= 20
+    with pytest.raises(AuthenticationFailed):
+        SyncConnection(broker.settings().replace(password="guest")).open()
+
+
+def test_guest_is_refused_from_any_other_address(broker, record):
+    """Asked of the broker's own rule: nothing of the bench listens where another address could come from."""
+    if record.backend == "compose":
+        pytest.skip("the official image lets guest in from everywhere; its ports are published on loopback only")
+    ask = 'rabbit_access_control:check_user_loopback(<<"{user}">>, {{{address}}}).'
+    told = {
+        (user, address): broker.ctl("eval", ask.format(user=user, address=address)).strip()
+        for user, address in (("guest", "127,0,0,1"), ("guest", "192,0,2,1"), (record.username, "192,0,2,1"))
+    }
+    assert list(told.values()) == ["ok", "not_allowed", "ok"]
+
+
+# -- what a login may do -----------------------------------------------------------------------------------------------
+
+
+def test_a_user_that_may_not_write_there_is_told_403_for_a_publish_and_one_that_may_is_confirmed(
+    broker, record, settings
+):
+    name, password = f"clerk-{secrets.token_hex(4)}", new_password()
+    broker.add_user(name, password)
+    try:
+        broker.grant(name, settings.virtual_host, configure="", write="^amq\\.topic$", read="")
+        with Publisher(settings.replace(username=name, password=password)) as publisher:
+            publisher.publish("x", exchange="amq.topic", routing_key="x", mandatory=False).result(timeout=20)
+            with pytest.raises(MessageRefused) as refused:
+                publisher.publish("x", exchange="amq.fanout", routing_key="x").result(timeout=20)
+            assert refused.value.reason.reply_code == 403
+    finally:
+        broker.delete_user(name)
+
+
+# -- what is seen of secrets -------------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_in_a_repr_a_log_or_a_traceback(broker, record, settings, known_secrets, caplog):
+    texts = []
+    caplog.set_level(logging.DEBUG)
+    with Proxy(settings) as proxy, Connection(proxy.settings()) as connection:
+        connection.channel().declare(Queue(exclusive=True))
+        lab = Lab("security")
+        shown = (
+            broker,
+            record,
+            settings,
+            proxy,
+            proxy.conversation(),
+            connection,
+            connection.status(),
+            lab,
+            proxy.tap(),
+        )
+        texts += [f"{each!r} {each}" for each in shown]
+        texts.append(settings.to_url())
+    wrong = new_password()
+    bad = (settings.replace(password=wrong), settings.replace(port=1), settings.replace(virtual_host="not there"))
+    for each in bad:
+        with pytest.raises(LabkitError) as caught:
+            SyncConnection(each).open()
+        texts.append("".join(traceback.format_exception(caught.value)))
+        texts.append(str(lab.explain(caught.value)) if hasattr(lab, "explain") else "")
+    texts.append(caplog.text)
+    lab.close()
+    assert len(caplog.text) > 1000, "nothing was logged: this test would look at nothing"
+    leaked = [secret[:4] for secret in known_secrets | {wrong} for text in texts if secret in text]
+    assert leaked == []
+
+
+def test_no_secret_is_in_the_brokers_log(broker, record, known_secrets):
+    log = broker.logs(2000)
+    assert log
+    assert [secret[:4] for secret in known_secrets if secret in log] == []
+
+
+@on_linux
+def test_no_secret_is_in_a_command_line(record, known_secrets):
+    """The environment of a process is its owner's to read; a command line is everybody's."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().decode(errors="replace"))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    assert any("beam" in line or "docker" in line for line in lines)
+    assert [secret[:4] for secret in known_secrets for line in lines if secret in line] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are not what protects a file there")
+def test_what_holds_a_secret_is_for_the_learners_eyes_only(broker, record, known_secrets):
+    assert stat.S_IMODE(broker.home.stat().st_mode) == 0o700  # so what a container has to read may be 0644 inside
+    assert stat.S_IMODE((broker.home / STATE_FILE).stat().st_mode) == 0o600
+    keys = [path for path in broker.home.glob("certificates/*.key") if path.name != "server.key"]
+    assert keys
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
