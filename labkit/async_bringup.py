@@ -15,7 +15,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from labkit.bringup import SHORTEST_LIMIT, Answer, Hosts, addresses, for_address, look_up, no_answer
 from labkit.connect_errors import connect_error
 from labkit.errors import Kind, classify, describe
-from labkit.second_look import is_unclear, second_look
+from labkit.second_look import Looked, second_look
 from labkit.settings import BrokerSettings
 from labkit.urls import join_address
 
@@ -37,6 +37,7 @@ class AsyncBringup:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._ends = self._started + settings.connect_deadline
+        self._looked = Looked()
         self._attempts = 0
         self._tried: list[str] = []
 
@@ -109,7 +110,7 @@ class AsyncBringup:
         raise OSError(f"the name {parameters.host!r} has no address")
 
     async def _look_again(self, one: pika.ConnectionParameters, error: Exception, seconds: float) -> Exception:
-        if not is_unclear(error):
+        if not self._looked.wants(one, error):
             return error
         return await asyncio.to_thread(second_look, one, error, seconds)  # two seconds at most
 

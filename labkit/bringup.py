@@ -21,7 +21,7 @@ from labkit.connect_errors import connect_error
 from labkit.errors import ConfigurationError, ConnectError, Kind, classify, describe
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Event
 from labkit.retry import Backoff, Clock, call_with_retry
-from labkit.second_look import second_look
+from labkit.second_look import Looked, second_look
 from labkit.settings import BrokerSettings
 from labkit.urls import join_address
 from labkit.verdicts import is_tls_failure
@@ -135,6 +135,7 @@ class Bringup:
         self._events = events
         self._clock = clock
         self._open_one = open_one
+        self._looked = Looked()
         self._attempts = 0
         self._tried: list[str] = []
         self._failed: AttemptFailed | None = None
@@ -196,7 +197,8 @@ class Bringup:
             try:
                 return self._open_one(one)
             except Exception as exc:  # noqa: BLE001 - raised below, or a clearer one
-                error = second_look(one, exc, ends - self._clock.now())
+                looks = self._looked.wants(one, exc)
+                error = second_look(one, exc, ends - self._clock.now()) if looks else exc
                 last = index == len(addresses) - 1
                 if last or classify(error).kind is Kind.REFUSED or self._clock.now() >= ends:
                     raise error from error.__cause__

@@ -24,15 +24,33 @@ def is_unclear(error: BaseException) -> bool:
     return isinstance(cause, px.IncompatibleProtocolError) and not TLS_ALERT.search(str(cause))
 
 
+class Looked:
+    """Where a bring-up has looked once more. Once is enough: a broker that is booting is not to get twice the links.
+
+    One thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._addresses: set[tuple[str, int]] = set()
+
+    def wants(self, parameters: pika.ConnectionParameters, error: BaseException) -> bool:
+        """Whether to look now, after *error* at that address; notes that it is done."""
+        address = (parameters.host, parameters.port)
+        if not is_unclear(error) or address in self._addresses:
+            return False
+        self._addresses.add(address)
+        return True
+
+
 def second_look(parameters: pika.ConnectionParameters, error: Exception, seconds: float) -> Exception:
     """Return *error*, or a clearer one whose cause it is; takes *seconds* at most, and 2 s.
 
     Args:
         parameters: Of the attempt that failed; its host is an address.
-        error: What the attempt ended with. One that is clear already comes back at once.
+        error: What the attempt ended with, one that :func:`is_unclear`.
         seconds: What is left.
     """
-    if seconds <= 0 or not is_unclear(error):
+    if seconds <= 0:
         return error
     finding = _look(parameters, min(PATIENCE, seconds))
     if not finding:

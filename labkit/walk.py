@@ -33,7 +33,7 @@ from labkit.events import (
     Dispatcher,
 )
 from labkit.retry import Clock
-from labkit.second_look import is_unclear, second_look
+from labkit.second_look import Looked, is_unclear, second_look
 from labkit.settings import BrokerSettings
 from labkit.tls_session import agreed
 from labkit.urls import join_address
@@ -65,7 +65,7 @@ class HostWalk:
         self._queue: deque[pika.ConnectionParameters] = deque()  # hosts of this round
         self._addresses: deque[Any] = deque()  # of this host, as getaddrinfo gives them
         self._host_ends = 0.0
-        self._is_looking = False
+        self._looked = Looked()
         self._task: Any = None  # what Pika's I/O services do for us now
         self._timer: Any = None
         self._socket: socket.socket | None = None
@@ -100,10 +100,8 @@ class HostWalk:
         If so it will be tried, by a callback; if not, the walk is over.
         """
         self._let_go()
-        if is_unclear(error) and not self._is_looking:
-            self._look_again(error)
+        if self._looks_again_after(error):
             return True
-        self._is_looking = False
         refused = classify(error).kind is Kind.REFUSED
         self._error = error
         if refused or self._left() <= 0:
@@ -130,10 +128,13 @@ class HostWalk:
         self._later(pause, self._next_round)
         return True
 
-    def _look_again(self, error: Any) -> None:
-        """Find out, on a thread, what the other side did not like; then go on."""
-        self._is_looking = True
+    def _looks_again_after(self, error: Any) -> bool:
+        """Find out, on a thread, what the other side did not like, if that is unclear; then go on."""
+        if not is_unclear(error):  # perhaps there is not even an address yet
+            return False
         one = for_address(self._parameters, self._address, SHORTEST_LIMIT)
+        if not self._looked.wants(one, error):
+            return False
         left = self._host_ends - self._clock.now()
 
         def look() -> None:
@@ -142,6 +143,7 @@ class HostWalk:
                 self._nbio.add_callback_threadsafe(lambda: self._judge(clearer))
 
         threading.Thread(target=look, name="labkit-second-look", daemon=True).start()
+        return True
 
     def _judge(self, error: BaseException) -> None:
         if self.is_under_way:  # not aborted meanwhile
