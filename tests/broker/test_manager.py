@@ -144,7 +144,9 @@ def test_it_opens_again_after_a_close(settings):
 
 
 def test_the_attempts_are_as_many_as_were_asked_for_and_not_their_square(settings):
-    with Proxy(settings) as proxy, proxy.fault(LimitData(0)) as shut:
+    # In the login: a link that ends before the broker's first word is looked at once more.
+    login = {"direction": "downstream", "at_frame": "Connection.Tune"}
+    with Proxy(settings) as proxy, proxy.fault(LimitData(0), **login) as shut:
         host, port = proxy.settings().addresses[0]
         manager = ConnectionManager.from_arguments(
             host, port, settings.username, settings.password.get_secret_value(), settings.virtual_host, 60, 20, 3, 0.05
