@@ -9,7 +9,6 @@ the table into docs/measured.md.
 
 import argparse
 import json
-import re
 import resource
 import statistics
 import subprocess
@@ -20,11 +19,11 @@ from pathlib import Path
 
 import pika
 from pika.adapters.select_connection import IOLoop
+from report import write_block
 
 from labkit import BrokerSettings, Connection
 from labkit.io_thread import SHARED
 
-PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
 COUNTS = (1, 10, 100)
 IDLE = 20.0  # seconds; the heartbeat is 2 s, so each connection says and hears something twenty times
 HOPS = 2000
@@ -169,9 +168,7 @@ def main() -> None:
     lines += [f"| {' | '.join(row)} |" for row in rows(settings, options.quick)]
     print("\n".join(lines))
     if options.write:
-        block = "<!-- connection -->\n" + "\n".join(lines) + "\n<!-- /connection -->"
-        page = PAGE.read_text()
-        PAGE.write_text(re.sub(r"<!-- connection -->.*?<!-- /connection -->", lambda _: block, page, flags=re.DOTALL))
+        write_block("connection", lines)
 
 
 if __name__ == "__main__":

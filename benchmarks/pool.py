@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from report import bars
+
 from labkit import BrokerSettings, ConnectionPool
 
 ENTRIES = 4
@@ -197,22 +199,10 @@ def measure(rounds: int, pairs: int) -> dict[str, list[float]]:
 
 def plot(found: dict[str, list[float]]) -> str:
     """Return a bar for each pool and number of threads, as wide as its time: an SVG."""
-    longest = max(max(each) for each in found.values())
-    rows, y = [], 20
-    for index, threads in enumerate(THREADS):
-        rows.append(f'<text x="10" y="{y + 12}" font-weight="bold">{threads} threads</text>')
-        for name, each in found.items():
-            y += 20
-            width = max(1, round(400 * each[index] / longest))
-            color = "#1f77b4" if name.startswith("labkit") else "#aaaaaa"
-            rows.append(f'<text x="10" y="{y + 12}">{name}</text>')
-            rows.append(f'<rect x="190" y="{y}" width="{width}" height="15" fill="{color}"/>')
-            rows.append(f'<text x="{195 + width}" y="{y + 12}">{each[index] * 1e6:.1f} µs</text>')
-        y += 30
-    style = 'font-family="sans-serif" font-size="12"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{y}" {style}>\n' + "\n".join(rows) + "\n</svg>\n"
-    )
+    groups = {
+        f"{threads} threads": {name: each[i] for name, each in found.items()} for i, threads in enumerate(THREADS)
+    }
+    return bars(groups, lambda seconds: f"{seconds * 1e6:.1f} µs")
 
 
 def main() -> None:
