@@ -10,7 +10,8 @@ from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 from tests.broker.test_connection_deadlines import FAULTS
 from tests.broker.test_publisher import cut_at_random_bytes
 from tests.broker.test_publisher_on_its_own_broker import (
-    every_call_ends_while_the_broker_is_in_alarm_or_paused,
+    a_paused_broker_holds_no_call_up,
+    an_alarm_holds_publishers_up,
     through_the_death_of_the_broker,
 )
 from tests.broker.test_role_deadlines import while_the_line_is
@@ -62,7 +63,8 @@ def test_no_call_of_the_roles_outlives_its_deadline_by_half_a_second(broker):
         for fault in FAULTS:
             while_the_line_is(fault, settings, slack=0.5)
     with brokers.own("local") as private:
-        every_call_ends_while_the_broker_is_in_alarm_or_paused(private, slack=0.5)
+        an_alarm_holds_publishers_up(private, slack=0.5)
+        a_paused_broker_holds_no_call_up(private, slack=0.5)
 
 
 def test_memory_is_flat_at_the_window(broker, table):
