@@ -18,14 +18,11 @@ from hypothesis.stateful import (
     invariant,
     multiple,
     rule,
-    run_state_machine_as_test,
 )
 
 from labkit.errors import LeaseError, PoolTimeout, TooManyWaiting
 from labkit.lease import Lease
 from tests.unit.still_pool import NotThereYet, adds_up, still_pool
-
-SCHEDULES = 10_000
 
 
 class Borrower:
@@ -237,9 +234,3 @@ QUICK = settings(
 )
 TestPool = PoolMachine.TestCase
 TestPool.settings = QUICK
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_ten_thousand_schedules_break_no_fact():
-    run_state_machine_as_test(PoolMachine, settings=settings(QUICK, max_examples=SCHEDULES))

@@ -135,13 +135,6 @@ def test_numbers_add_up_in_every_snapshot_of_a_storm():
     storm(seed=1, actions=150)
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(5))
-def test_numbers_add_up_in_every_snapshot_of_a_long_storm(seed):
-    storm(seed, actions=2000)
-
-
 def storm(seed, actions):
     """Eight borrowers, a world that breaks things, and one who looks all the time."""
     bad = set()
