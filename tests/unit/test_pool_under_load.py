@@ -85,6 +85,20 @@ def test_whatever_frees_a_place_the_next_in_the_line_gets_it(free):
     pool.close()
 
 
+def test_goodbye_that_takes_for_ever_delays_nobody_and_is_counted_as_retired():
+    pool = threaded_pool(max_size=1)
+    ended = []
+    pool.things.is_ended = lambda thing: thing in ended
+    for number in range(1, 4):
+        with pool.connection(timeout=10) as thing:
+            thing.die()
+        until(lambda expected=number: pool.get_stats().retired == expected)
+        assert pool.get_stats().size <= 1
+    ended += pool.things.made
+    until(lambda: pool.get_stats().retired == 0)
+    pool.close()
+
+
 def test_close_from_several_threads_at_once_is_one_close():
     pool = threaded_pool(min_size=3)
     pool.open(wait=True)
