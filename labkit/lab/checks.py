@@ -13,6 +13,7 @@ An exercise module reads::
 """
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import functools
@@ -208,14 +209,19 @@ def _within(seconds: float, work: Callable[[], str]) -> str:
         TimeoutError: it was not done in time.
     """
     outcome: list[tuple[bool, Any]] = []
+    stopping = threading.Lock()
+    is_over = threading.Event()
 
     def target() -> None:
-        try:
-            outcome.append((True, work()))
-        except _Stopped:
-            return
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, SystemExit too
-            outcome.append((False, error))
+        with contextlib.suppress(_Stopped):
+            try:
+                outcome.append((True, work()))
+            except _Stopped:
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, SystemExit too
+                outcome.append((False, error))
+            with stopping:  # from here on nobody stops this thread, nor another one that gets its number
+                is_over.set()
 
     # With the cell's context, so that what the answer prints lands in the cell that runs the check.
     context = contextvars.copy_context()
@@ -224,8 +230,10 @@ def _within(seconds: float, work: Callable[[], str]) -> str:
     try:
         thread.join(seconds)
     finally:
-        if thread.is_alive():
-            _stop(thread)
+        with stopping:
+            if thread.is_alive() and not is_over.is_set():
+                _raise_in(thread)
+        thread.join(_WAIT_FOR_THE_END)
     if not outcome:
         raise TimeoutError
     worked, value = outcome[0]
@@ -236,7 +244,6 @@ def _within(seconds: float, work: Callable[[], str]) -> str:
     raise NotYet(f"your code raised {describe(value)}, which ends a program")
 
 
-def _stop(thread: threading.Thread) -> None:
+def _raise_in(thread: threading.Thread) -> None:
     identifier = ctypes.c_ulong(thread.ident or 0)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(identifier, ctypes.py_object(_Stopped))
-    thread.join(_WAIT_FOR_THE_END)

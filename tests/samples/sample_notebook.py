@@ -107,7 +107,9 @@ def project_with(folder: Path, **files: Any) -> Path:
 
 PYTEST_INI = """[pytest]
 addopts = --strict-markers --nbval-cell-timeout=20
-filterwarnings = error
+filterwarnings =
+    error
+    ignore:\\w+ is deprecated and will be removed in Pika 2.0:DeprecationWarning
 markers =
     notebook: a notebook
     compose: needs an engine

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from labkit.errors import ConfigurationError
+from labkit.lab import checks
 from labkit.lab.checks import (
     Exercise,
     Exercises,
@@ -102,6 +103,28 @@ def test_a_wait_in_c_code_costs_the_time_and_no_more() -> None:
         assert time.monotonic() - start < 3.0
     finally:
         release.set()
+
+
+def test_an_answer_that_ends_as_its_time_does_is_still_there_when_it_is_told_to_stop(monkeypatch) -> None:
+    """Else its thread's number may be another thread's by then, which would be stopped instead."""
+    ended, seen = threading.Event(), []
+    tell = checks._raise_in
+
+    def late(thread: threading.Thread) -> None:
+        assert ended.wait(10.0)
+        thread.join(0.2)
+        seen.append(thread.is_alive())
+        tell(thread)
+
+    def answer(_answer: object) -> str:
+        time.sleep(0.3)
+        ended.set()
+        return "done"
+
+    monkeypatch.setattr(checks, "_raise_in", late)
+    verdict_of(answer, seconds=0.1)
+    assert seen == [True]
+    assert not [thread for thread in threading.enumerate() if thread.name == "labkit-check"]
 
 
 def test_a_coroutine_function_is_run() -> None:
