@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
@@ -145,18 +146,28 @@ def _give_back(references: list[weakref.ref[Lease[Any]]], *_: object) -> None:
 
 
 def call_site() -> Frames:
-    """Return who is borrowing: the innermost frames outside the pool's own code, as code and line (text costs more)."""
+    """Return who is borrowing: the innermost frames outside the pool's own code, as code and place in it.
+
+    To look up the line, and to write it, costs more: that is done for a report.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     found: list[tuple[CodeType, int]] = []
     while frame is not None and len(found) < FRAMES:
-        found.append((frame.f_code, frame.f_lineno))
+        found.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
 
 
 def shown(frames: Frames) -> str:
     """Return *frames* as a traceback shows them, outermost first."""
-    lines = [f"  {code.co_filename}:{line} in {code.co_qualname}" for code, line in reversed(frames)]
+    lines = [f"  {code.co_filename}:{_line(code, place)} in {code.co_qualname}" for code, place in reversed(frames)]
     return "\n".join(lines) or "  (unknown)"
+
+
+def _line(code: CodeType, place: int) -> int:
+    """Return the line of the instruction at the byte *place*; an instruction has two bytes."""
+    position = next(islice(code.co_positions(), place // 2, None), None)
+    line = None if position is None else position[0]
+    return code.co_firstlineno if line is None else line

@@ -48,9 +48,7 @@ class Clock(Protocol):
 class SystemClock:
     """The real one."""
 
-    def now(self) -> float:
-        """Return ``time.monotonic()``."""
-        return time.monotonic()
+    now = staticmethod(time.monotonic)  # no function around it: a pool asks four times a checkout
 
     def sleep(self, seconds: float, stop: threading.Event | None = None) -> bool:
         """Wait *seconds*; False as soon as *stop* is set."""
