@@ -155,7 +155,7 @@ def test_no_secret_is_in_a_repr_a_log_or_a_traceback(broker, record, settings, k
         texts.append(str(lab.explain(caught.value)) if hasattr(lab, "explain") else "")
     texts.append(caplog.text)
     lab.close()
-    assert len(caplog.text) > 1000, "nothing was logged: this test would look at nothing"
+    assert "ACCESS_REFUSED" in caplog.text, "nothing was logged: this test would look at nothing"
     leaked = [secret[:4] for secret in known_secrets | {wrong} for text in texts if secret in text]
     assert leaked == []
 
