@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from labkit.lab.boards.state_board_view import StateBoardView
 
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
-SETTLE = 3.0  # seconds the broker may take to forget a connection that was closed a moment ago
+SETTLE = 6.0  # seconds the broker may take to forget a closed connection: with TLS it waits up to 5 for a goodbye
 
 _open_labs: dict[str, "Lab"] = {}  # by id: "Run all" twice makes the second one close the first
 
