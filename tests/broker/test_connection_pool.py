@@ -238,7 +238,7 @@ def leave_nothing(settings, pools, broker, *, errors, cuts):
 
         threads = in_threads(4, err)
         for _ in range(cuts):
-            until(lambda: pool.get_stats().idle or not any(thread.is_alive() for thread in threads))
+            until(lambda: living(pool))  # so that each cut hits something
             proxy.cut()
         for thread in threads:
             thread.join(60)
