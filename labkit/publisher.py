@@ -77,6 +77,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         self._stamp = stamp
         self._numbers = itertools.count(1)
         self._prefix = ""
+        self._latest_role: PublisherRole | None = None  # kept after the end, for what it counted
         _ALL.add(self)
 
     @property
@@ -93,9 +94,8 @@ class Publisher(RecoveringFacade[PublisherRole]):
 
     @property
     def replayed(self) -> int:
-        """How many messages were sent again after a lost link, so far: so many duplicates are possible."""
-        role = self._role
-        return 0 if role is None else role.replayed
+        """How many messages were sent again after a lost link since it was made: so many duplicates are possible."""
+        return 0 if self._latest_role is None else self._latest_role.replayed
 
     def publish(
         self,
@@ -193,9 +193,12 @@ class Publisher(RecoveringFacade[PublisherRole]):
 
     def _make_role(self, life: Lifecycle) -> PublisherRole:
         self._prefix = uuid.uuid4().hex[:16]
-        return PublisherRole(
+        role = PublisherRole(
             life, self, max_in_flight=self._max_in_flight, max_bytes=self._max_bytes, rng=random.Random()
         )
+        role.replayed = self.replayed
+        self._latest_role = role
+        return role
 
     def _finish(self, role: PublisherRole, done_by: float, ends: float) -> None:
         role.window.refuse(self._closed)

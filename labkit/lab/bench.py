@@ -144,6 +144,9 @@ class Lab:
             configure: Names of the queues and exchanges that it may declare and delete; "" for none.
             write: Those that it may publish to.
             read: Those that it may consume from.
+
+        Raises:
+            ConfigurationError: the password is weak.
         """
         self._users.add(name)
         self.broker.add_user(name, password)

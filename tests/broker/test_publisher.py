@@ -276,6 +276,7 @@ def test_what_was_not_confirmed_is_sent_again_with_the_same_id(settings):
         publisher.flush(timeout=20)
         assert set(outcomes(sent)) == {Outcome.CONFIRMED}
         assert publisher.replayed == 20
+    assert publisher.replayed == 20  # closing forgets nothing
     taken = drained(settings)
     assert check_nothing_is_lost(sent, taken, 20) == 20
     assert sorted({message_id for message_id, _ in taken}) == sorted(each.message_id for each in sent)

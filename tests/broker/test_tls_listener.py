@@ -15,6 +15,7 @@ from labkit import (
 from labkit.errors import BrokerError
 from labkit.lab import brokers
 from labkit.lab.brokers import Broker
+from labkit.lab.brokers.credentials import new_password
 from labkit.lab.brokers.remote import RemoteBroker
 from labkit.lab.brokers.state import StateFile
 from labkit.lab.certificates import LabCertificates
@@ -126,15 +127,16 @@ def test_the_plain_port_does_not_offer_to_log_in_by_certificate(settings: Broker
 
 
 def test_a_user_may_do_what_the_patterns_allow_and_nothing_else(broker: Broker, settings: BrokerSettings) -> None:
-    broker.add_user("reader", "a password")
+    password = new_password()
+    broker.add_user("reader", password)
     try:
         broker.grant("reader", settings.virtual_host, configure="", write="", read="^mine$")
-        connection = connect(settings, username="reader", password="a password")
+        connection = connect(settings, username="reader", password=password)
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
             connection.channel().queue_declare("mine")
         connection.close()
         broker.grant("reader", settings.virtual_host, configure="^mine$", write="", read="^mine$")
-        connection = connect(settings, username="reader", password="a password")
+        connection = connect(settings, username="reader", password=password)
         connection.channel().queue_declare("mine")
         connection.close()
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.errors import BrokerError
+from labkit.errors import BrokerError, ConfigurationError
 from labkit.lab import home as homes
 from labkit.lab.brokers import advice, compose, credentials, ports, processes
 from labkit.lab.brokers.logs import clue
@@ -253,3 +253,16 @@ def test_a_bench_that_cannot_be_locked_says_what_to_do(tmp_path: Path, monkeypat
     monkeypatch.setattr(state._lock, "acquire", read_only)
     with pytest.raises(BrokerError, match="make it writable"), state.lock():
         pass
+
+
+@pytest.mark.parametrize("weak", ["", "guest", "short-1!", "aaaaaaaaaaaaaaaa", "Alice-in-wonderland"])
+def test_a_weak_password_is_refused_and_not_shown(weak: str) -> None:
+    with pytest.raises(ConfigurationError, match="password: too weak; allowed: 12 characters or more") as caught:
+        credentials.check_password(weak, "alice")
+    assert caught.value.field == "password"
+    assert not weak or weak not in str(caught.value)
+
+
+def test_drawn_passwords_are_strong() -> None:
+    for _ in range(50):
+        credentials.check_password(credentials.new_password(), "alice")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from labkit.errors import BrokerError
+from labkit.lab.brokers.credentials import check_password
 from labkit.lab.brokers.management import Management, segment
 from labkit.settings import BrokerSettings
 
@@ -194,7 +195,12 @@ class Broker(ABC):
         Args:
             name: The user's name.
             password: None: it can log in by its certificate only.
+
+        Raises:
+            ConfigurationError: the password is weak.
         """
+        if password is not None:
+            check_password(password, name)
         how = {"password_hash": ""} if password is None else {"password": password}
         self._api().put(f"users/{segment(name)}", {**how, "tags": ""})
 
