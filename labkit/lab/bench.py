@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from labkit.lab.boards.state_board_view import StateBoardView
 
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
-SETTLE = 6.0  # seconds the broker may take to forget a closed connection: with TLS it waits up to 5 for a goodbye
+# Seconds the broker may take to forget a closed connection. With TLS it waits 5 s for a goodbye that Pika does not say.
+SETTLE = 12.0
 
 _open_labs: dict[str, "Lab"] = {}  # by id: "Run all" twice makes the second one close the first
 
