@@ -321,7 +321,7 @@ def main():
         return labkit("lab", *rest)
     pytest = [PYTHON, "-m", "pytest", "-q", "--durations=5"]
     if command == "soak":
-        return run_stages([("soak", [*pytest, "-m", "soak", "tests/soak", *rest])])
+        return run_stages([("soak", [*pytest, "-m", "soak", "tests", *rest])])
     return run_stages(
         [
             *check_stages(),

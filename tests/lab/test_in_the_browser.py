@@ -11,6 +11,8 @@ from tests.lab import jupyter_page
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
+# The first one, and those with live boards; nbval runs every cell of all of them, and `make soak` opens the others.
+ALWAYS_OPENED = ("00", "01", "06", "08")
 PICTURES = ROOT / ".lab" / "pictures"
 
 pytestmark = [pytest.mark.browser, pytest.mark.broker, pytest.mark.slow]
@@ -35,7 +37,12 @@ def test_there_are_notebooks_to_open():
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def opened(notebook: Path) -> object:
+    marks = [] if notebook.name.startswith(ALWAYS_OPENED) else [pytest.mark.soak]
+    return pytest.param(notebook, id=notebook.stem, marks=marks)
+
+
+@pytest.mark.parametrize("notebook", [opened(each) for each in NOTEBOOKS])
 def test_every_cell_of_a_learners_copy_runs(notebook, server):
     with jupyter_page.page_of(server, notebook.name) as page:
         page.run_all()
