@@ -223,6 +223,7 @@ class ConnectionFactory:
 
         connection = Bringup(self.settings, self.events, self._clock, open_one).run()
         self._report_alarms(connection)
+        connection.add_callback_threadsafe(lambda: agreed(connection._connection))  # its loop's thread owns the link
         return connection
 
     def _on_a_loop(

@@ -21,12 +21,14 @@ class Needed:
         name: The attribute.
         used_in: The modules of labkit that spell its name.
         otherwise: What would break without it, and why nothing public does.
+        since: The first Pika that has it; empty: every one that labkit takes.
     """
 
     where: str
     name: str
     used_in: tuple[str, ...]
     otherwise: str
+    since: str = ""
 
 
 _BLOCKING = "pika.adapters.blocking_connection:BlockingConnection"
@@ -101,6 +103,13 @@ NEEDED = (
         "_connector",
         ("dropping",),
         "An interrupt during a connect would leave a socket open.",
+    ),
+    Needed(
+        "pika.adapters.thread_safe_connection:Connection",
+        "_connection",
+        ("factory",),
+        "Nobody would be warned that the broker's certificate ends soon.",
+        since="1.5",
     ),
     Needed(_CONNECTOR, "_task_ref", ("dropping",), "As _connector."),
 )

@@ -142,7 +142,7 @@ class RecoveringFacade(Generic[R]):
     def __init__(self, given: Connection | BrokerSettings) -> None:
         self.connection, self._is_owner = _recovering_connection(type(self).__name__, given)
         self._role: R | None = None
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # knows its owner: see _locked()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shown_state()})"
@@ -267,12 +267,15 @@ class RecoveringFacade(Generic[R]):
 
     @contextlib.contextmanager
     def _locked(self, timeout: float, verb: str) -> Iterator[None]:
-        if not self._opening.acquire(timeout=timeout):
-            raise DeadlineExceeded(f"{verb}: another thread opens or closes it for {timeout:g} s", deadline=timeout)
         try:
+            if not self._opening.acquire(timeout=timeout):
+                raise DeadlineExceeded(f"{verb}: another thread opens or closes it for {timeout:g} s", deadline=timeout)
             yield
-        finally:
-            self._opening.release()
+        finally:  # also after an interrupt between taking it and knowing that it is taken
+            try:  # noqa: SIM105 - as in guard.py
+                self._opening.release()
+            except RuntimeError:  # it was not taken
+                pass
 
 
 def _stopped() -> NotConnected:

@@ -4,16 +4,19 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.certificates import WARN_BEFORE, Certificate
 from labkit.errors import LabkitError
 from labkit.lab import brokers, home
 
 NEEDED_PACKAGES = ("pika", "pydantic-settings", "pamqp", "httpx", "jupyterlab", "ipywidgets", "trustme")
 DISK_NEEDED = 500_000_000  # bytes, for logs, messages and notebooks
+HANDSHAKE = 5.0  # seconds for a TLS handshake with the bench's broker
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "firefox", "xdg-open", "open", "wslview")
 
 
@@ -59,12 +62,12 @@ def examine(directory: Path | None = None) -> Report:
     for name, check in _checks(directory).items():
         try:
             report.append(check())
-        except (LabkitError, OSError) as error:
+        except (LabkitError, OSError, ValueError) as error:
             report.append(Finding(name, ok=False, detail=str(error).splitlines()[0]))
     return report
 
 
-OPTIONAL = frozenset({"container", "browser", "proxy"})  # what a notebook can run without
+OPTIONAL = frozenset({"tls", "container", "browser", "proxy"})  # what a notebook can run without
 
 
 def _shown(finding: Finding) -> bool:
@@ -78,6 +81,7 @@ def _checks(directory: Path | None) -> dict[str, Callable[[], Finding]]:
         "disk": lambda: _disk(directory or home.bench()),
         "broker": lambda: _broker(directory),
         "management": lambda: _management(directory),
+        "tls": lambda: _tls(directory),
         "container": _container,
         "browser": _browser,
         "proxy": _proxy,
@@ -134,6 +138,17 @@ def _management(directory: Path | None) -> Finding:
     by_url = broker is not None and broker.backend == "url"
     fix = "" if ok else "LABKIT_BROKER must name an administrator" if by_url else "labkit up"
     return Finding("management", ok, "answers" if ok else "does not answer", fix)
+
+
+def _tls(directory: Path | None) -> Finding:
+    broker = brokers.find(directory)
+    if broker is None or "tls" not in broker.capabilities:
+        fix = "notebook 10 needs one: labkit up" if broker is None else "notebook 10 needs a broker of labkit's own"
+        return Finding("tls", ok=False, detail="no listener of the bench", fix=fix)
+    shown = ssl.get_server_certificate(broker.settings(tls=True).addresses[0], timeout=HANDSHAKE)
+    left = Certificate.from_pem(shown).days_left()
+    fix = "" if left >= WARN_BEFORE else "labkit certs rotate"
+    return Finding("tls", left >= WARN_BEFORE, f"the broker's certificate is good for {int(left)} days", fix)
 
 
 def _container() -> Finding:

@@ -86,6 +86,7 @@ def test_status_and_logs_and_doctor_describe_it_and_show_no_password(home: Path)
     assert "RabbitMQ" in logs
     assert re.search(r"^broker +ok +RabbitMQ \d", doctor, re.MULTILINE)
     assert re.search(r"^management +ok", doctor, re.MULTILINE)
+    assert re.search(r"^tls +ok +the broker's certificate is good for 36\d days", doctor, re.MULTILINE)
     assert len(labkit("logs", "--home", str(home), "-n", "2").stdout.splitlines()) == 2
     assert record(home).password
     assert record(home).password not in status + logs + doctor

@@ -41,7 +41,7 @@ from labkit.lab.certificates import ELSEWHERE, LabCertificates
 from labkit.lab.wire import Proxy, Refuse, Stall, TlsTerminator
 from labkit.tls_session import tls_session
 from tests.broker.connections import BRISK, SLACK, connected, own_virtual_host, through_a_proxy
-from tests.broker.test_adapters import ADAPTERS, ends, events, on_every_adapter
+from tests.broker.test_adapters import ADAPTERS, THREAD_SAFE, ends, events, on_every_adapter
 from tests.broker.tls import showing
 from tests.view import until
 
@@ -136,6 +136,17 @@ def test_what_was_agreed_is_modern_and_says_how_long_the_certificate_holds(secur
     assert session.version in ("TLSv1.2", "TLSv1.3")
     assert re.search("GCM|CHACHA20", session.cipher)
     assert session.certificate.days_left() > 30
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    ["blocking", pytest.param("thread_safe", marks=pytest.mark.skipif(not THREAD_SAFE, reason="came with Pika 1.5"))],
+)
+def test_a_certificate_that_ends_soon_is_warned_of(secure, monkeypatch, caplog, adapter):
+    monkeypatch.setattr("labkit.certificates.WARN_BEFORE", 10_000.0)
+    connection = getattr(ConnectionFactory(secure), adapter)()
+    connection.close()
+    assert [each for each in caplog.messages if "the broker's certificate is out of date in" in each]
 
 
 def test_a_plain_connection_has_no_tls_session(plain):

@@ -2,16 +2,19 @@
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 
 from labkit.errors import BrokerError
 from labkit.lab import brokers, doctor
 from labkit.lab.doctor import Finding, Report
 from labkit.settings import BrokerSettings
+from tests.unit.test_tls import tls_server
 
-ROWS = ["python", "packages", "disk", "broker", "management", "container", "browser", "proxy"]
+ROWS = ["python", "packages", "disk", "broker", "management", "tls", "container", "browser", "proxy"]
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +101,24 @@ def test_a_class_broker_that_is_away_is_named_without_its_password(
     assert not found.ok
     assert "class.example" in found.detail
     assert "secret" not in doctor.examine(tmp_path).table()
+
+
+@pytest.mark.parametrize(("days", "ok", "fix"), [(90, True, ""), (20, False, "labkit certs rotate")])
+def test_a_certificate_of_the_broker_that_ends_soon_is_a_note_with_the_command_that_renews_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, days: int, ok: bool, fix: str
+) -> None:
+    shown = trustme.CA().issue_cert("localhost", not_after=datetime.now(UTC) + timedelta(days=days, hours=1))
+    with tls_server(shown) as port:
+
+        class OwnBroker(ClassBroker):
+            def settings(self, *, tls: bool = False) -> BrokerSettings:
+                return BrokerSettings(host="127.0.0.1", port=port)
+
+        broker = OwnBroker()
+        broker.capabilities = frozenset({"management", "tls"})
+        monkeypatch.setattr(brokers, "find", lambda _: broker)
+        found = row("tls", tmp_path)
+    assert found == Finding("tls", ok, f"the broker's certificate is good for {days} days", fix)
 
 
 def test_a_check_that_fails_is_a_row_and_the_others_are_still_made(

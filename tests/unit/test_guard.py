@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from labkit import BrokerSettings, ConnectError, Consumer, LabkitError, Publisher
 from labkit.guard import Guard, guard
 from tests.unit.still_pool import in_threads
 
@@ -70,6 +71,40 @@ def test_lock_is_free_after_interrupts_at_random_moments(make):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class InterruptedOnce:
+    """A lock whose first owner is interrupted when it has it, and does not know it yet."""
+
+    def __init__(self, lock):
+        self._lock, self._is_due = lock, True
+        self.release = lock.release
+
+    def acquire(self, timeout):
+        taken = self._lock.acquire(timeout=timeout)
+        if self._is_due:
+            self._is_due = False
+            raise KeyboardInterrupt
+        return taken
+
+
+@pytest.mark.parametrize("role", [Publisher, lambda settings: Consumer(settings, "jobs", print)])
+def test_role_whose_opening_was_interrupted_can_be_opened_by_another_thread(role):
+    opened = role(BrokerSettings(host="127.0.0.1", port=1, connection_attempts=1))
+    opened._opening = InterruptedOnce(opened._opening)
+    with pytest.raises(KeyboardInterrupt):
+        opened.open()
+    errors = []
+
+    def open_it():
+        with pytest.raises(LabkitError) as caught:
+            opened.open(deadline=2)
+        errors.append(type(caught.value))
+
+    (thread,) = in_threads(1, open_it)
+    thread.join(10)
+    opened.close()
+    assert errors == [ConnectError]  # the port refused; nobody waited for the lock
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="there Python's own lock is not safe")
