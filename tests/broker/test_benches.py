@@ -243,9 +243,11 @@ def test_a_port_taken_between_choice_and_start_is_replaced(tmp_path: Path, monke
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
-        choices = iter([squatter.getsockname()[1]])
+        taken = iter([squatter.getsockname()[1]])
         choose = ports.choose
-        monkeypatch.setattr(local.ports, "choose", lambda *wanted: next(choices, None) or choose(*wanted))
+        monkeypatch.setattr(
+            local.ports, "choose", lambda _, *others: [next(taken, 0) or choose(0)[0], *choose(*others)]
+        )
         try:
             assert brokers.up(kind, tmp_path, rootfs=pins.rootfs).is_running
         finally:

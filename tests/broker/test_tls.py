@@ -268,9 +268,9 @@ def test_a_login_by_certificate_works_on_every_adapter(broker, secure):
             for trial in trials:
                 trial.wait_for("echoed")
             expected = {(f"on-{adapter}", "by-certificate") for adapter in ADAPTERS}
-            until(  # those of the test before may be listed for a moment longer
+            until(  # the test before may still be in the list: a closed TLS connection stays for some seconds
                 lambda: (
-                    {(each.client_name, each.username) for each in broker.connections(secure.virtual_host)} == expected
+                    {(each.client_name, each.username) for each in broker.connections(secure.virtual_host)} >= expected
                 )
             )
     finally:

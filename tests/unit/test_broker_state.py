@@ -125,14 +125,26 @@ def test_free_ports_are_different_from_each_other() -> None:
     assert all(ports.is_free(port) for port in chosen)
 
 
-def test_the_first_free_port_named_is_chosen() -> None:
+def test_a_port_that_is_asked_for_is_taken_if_it_is_free() -> None:
     free = ports.free_ports(2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         busy = listener.getsockname()[1]
-        assert ports.choose(busy, 0, *free) == free[0]
-        assert ports.choose(busy) not in {0, busy}
+        first, second, third = ports.choose(busy, *free)
+    assert [second, third] == free
+    assert first not in {0, busy}
+
+
+def test_the_ports_of_one_broker_all_differ_even_if_chance_offers_the_same_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ports.random, "sample", lambda population, _: list(population))
+    chosen = ports.choose(0, 0, 0, 0, 0)
+    assert len(set(chosen)) == 5
+    assert ports.choose(chosen[0], 0)[0] == chosen[0]
+    assert len(set(ports.choose(chosen[0], chosen[0]))) == 2
+    assert not {*chosen} & {*ports.choose(chosen[0], 0, but_not=chosen)}
 
 
 # --- credentials -----------------------------------------------------------------------------------

@@ -73,12 +73,13 @@ class ComposeBroker(RecordedBroker):
         Raises:
             BrokerError: *home* cannot be written.
         """
+        amqp, amqps, management = ports.choose(request.amqp_port, request.amqps_port, request.management_port)
         StateFile(home).write(
             Record(
                 backend=cls.backend,
-                amqp_port=ports.choose(request.amqp_port),
-                amqps_port=ports.choose(request.amqps_port),
-                management_port=ports.choose(request.management_port),
+                amqp_port=amqp,
+                amqps_port=amqps,
+                management_port=management,
                 username=LAB_USER,
                 password=new_password(),
                 wanted="stopped",
@@ -122,7 +123,7 @@ class ComposeBroker(RecordedBroker):
                 return
             if self._status() == "none":
                 if not record.amqps_port:  # an older labkit made it
-                    record = record.replace(amqps_port=ports.choose(0))
+                    record = record.replace(amqps_port=ports.choose(0, but_not=record.ports)[0])
                 self._launch(record)
             else:
                 if record.amqps_port:

@@ -69,13 +69,14 @@ class LocalBroker(RecordedBroker):
         if not source.is_rootfs and (bad := sorted(set(str(home)) & set("*?^![]{}"))):
             raise ConfigurationError(f"home: RabbitMQ's scripts cannot use a path with {' '.join(bad)} in it: {home}")
         require_space(home)
-        dist, epmd = ports.free_ports(2)
+        wanted = (request.amqp_port, request.amqps_port, request.management_port)
+        amqp, amqps, management, dist, epmd = ports.choose(*wanted, 0, 0)
         StateFile(home).write(
             Record(
                 backend=cls.backend,
-                amqp_port=ports.choose(request.amqp_port),
-                amqps_port=ports.choose(request.amqps_port),
-                management_port=ports.choose(request.management_port),
+                amqp_port=amqp,
+                amqps_port=amqps,
+                management_port=management,
                 username=LAB_USER,
                 password=new_password(),
                 wanted="stopped",
@@ -123,7 +124,7 @@ class LocalBroker(RecordedBroker):
                 self.resume()
                 return
             if not record.amqps_port:  # an older labkit made it
-                record = record.replace(amqps_port=ports.choose(0))
+                record = record.replace(amqps_port=ports.choose(0, but_not=record.ports)[0])
             self._write_files(record)
             self._old_lines = len(self._log_lines())
             record = self._spawn(record)

@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from collections.abc import Collection
 
 from labkit.errors import BrokerError
 
@@ -52,9 +53,19 @@ def free_ports(count: int) -> list[int]:
     raise BrokerError(f"fewer than {count} of the ports {OURS[0]} to {OURS[-1]} are free")
 
 
-def choose(preferred: int, *others: int) -> int:
-    """Return the first free one of the ports named (0 counts as none), else any free port."""
-    for port in (preferred, *others):
-        if port and is_free(port):
-            return port
-    return free_ports(1)[0]
+def choose(*preferred: int, but_not: Collection[int] = ()) -> list[int]:
+    """Return a port for each of *preferred*: that one where it is free (0 is never), else any free one.
+
+    All of them differ, from *but_not* too: RabbitMQ starts with two listeners on one port, and serves only the first.
+
+    Raises:
+        BrokerError: this machine has not that many left.
+    """
+    chosen: list[int] = []
+    for port in preferred:
+        if port and port not in {*chosen, *but_not} and is_free(port):
+            chosen.append(port)
+        else:
+            any_free = free_ports(len(preferred) + len(but_not))
+            chosen.append(next(each for each in any_free if each not in {*chosen, *but_not}))
+    return chosen

@@ -61,6 +61,11 @@ class Record:
         """Show what it is; no port, process id or password (notebooks compare what they print)."""
         return f"Record(backend={self.backend!r}, wanted={self.wanted!r})"
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Every port that is the broker's own; 0 stands for one that it does not have."""
+        return (self.amqp_port, self.amqps_port, self.management_port, self.dist_port, self.epmd_port)
+
     def replace(self, **changes: Any) -> "Record":
         """Return a copy with *changes*."""
         return replace(self, **changes)
