@@ -50,6 +50,15 @@ def test_an_impostor_is_refused_by_who_looks_and_reads_along_with_who_does_not(l
     assert impostor.served == 1
 
 
+def test_links_that_end_in_order_leave_no_complaint_in_the_log(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    impostor = lab.impostor(None)
+    for _ in range(20):
+        connect(impostor.settings()).close()
+    impostor.close()
+    assert impostor.served == 20
+    assert [each.getMessage() for each in caplog.records if each.name == "asyncio"] == []
+
+
 def test_what_an_impostor_reads_is_seen_by_the_proxy_behind_it(lab: Lab) -> None:
     proxy = lab.proxy()
     proxy.tap(reveal=True)

@@ -159,7 +159,8 @@ class TlsTerminator:
             pass  # the broker cannot be reached, or somebody hung up: the other one is told below
         finally:
             for writer in writers:
-                writer.transport.abort()
+                with contextlib.suppress(AttributeError):  # Python 3.11.2, of a TLS link that has ended already
+                    writer.transport.abort()
 
 
 async def _end_all(tasks: set[asyncio.Task[Any]]) -> None:
