@@ -53,8 +53,16 @@ class Opening:
         self._impl: Any = None
 
     def open_one(self, parameters: pika.ConnectionParameters) -> pika.BlockingConnection:
-        """Return an open connection; raise what Pika raises."""
-        return pika.BlockingConnection(parameters, _impl_class=self)  # which only calls the next method
+        """Return an open connection; raise what Pika raises.
+
+        A link may end in the very turn of Pika's loop in which it opens. Pika's constructor does not see that, returns
+        what is closed, and nobody closes its loop.
+        """
+        connection = pika.BlockingConnection(parameters, _impl_class=self)  # which only calls the next method
+        if not connection.is_open:
+            self.drop()
+            raise px.StreamLostError("the link ended in the moment it opened")
+        return connection
 
     def create_connection(self, configs: Any, *, on_done: Callable[[Any], None], custom_ioloop: Any) -> None:
         """Do what Pika's ``SelectConnection.create_connection`` does, and keep hold of what it makes."""

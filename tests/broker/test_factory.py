@@ -23,8 +23,11 @@ from labkit import (
     classify,
 )
 from labkit.bringup import resolve
+from labkit.lab.wire import LimitData, Proxy
+from tests.broker.connections import descriptors
 
 pytestmark = pytest.mark.broker
+OPEN_OK = 13  # bytes of the frame Connection.OpenOk
 SLACK = 2.0  # seconds a deadline may be late on a busy machine
 
 _connects: list[tuple] | None = None
@@ -360,3 +363,25 @@ def test_factory_is_shared_by_threads(settings):
     for thread in threads:
         thread.join(60)
     assert errors == []
+
+
+def test_link_that_ends_in_the_moment_it_opens_is_a_failed_attempt_and_leaves_nothing(settings):
+    gc.collect()
+    before = descriptors()
+    with Proxy(settings) as proxy:
+        brief = proxy.settings(connection_attempts=2, retry_delay=0.0)
+        with proxy.fault(LimitData(OPEN_OK), direction="downstream", at_frame="Connection.OpenOk"):
+            refused = []
+            for _ in range(30):
+                try:
+                    connection = ConnectionFactory(brief).blocking()
+                except ConnectError as error:
+                    refused.append(error)
+                else:  # its end comes a moment later
+                    assert connection.is_open
+                    with contextlib.suppress(pika.exceptions.AMQPError):
+                        connection.close()
+        assert all(classify(each).is_retryable for each in refused)
+        ConnectionFactory(brief).blocking().close()
+    gc.collect()
+    assert descriptors() <= before
