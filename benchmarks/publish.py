@@ -20,13 +20,14 @@ from itertools import product
 from publishers import CONFIRMED, LIMIT, QUEUE, UNCONFIRMED, WAITS_FOR_EACH, Load, Send, Way, installed
 from report import DOCS, bars, write_block
 
-from labkit import BrokerSettings, Connection, Queue
+from labkit import BrokerSettings, Channel, Connection, Queue
 
 SIZES = {100: "100 B", 1024: "1 KiB", 65536: "64 KiB"}
 THREADS = (1, 8)
 ROUNDS = 5
 COUNTS = {100: 16_000, 1024: 16_000, 65536: 800}  # messages in a turn: seconds, and no memory alarm
 COUNTS_ONE_BY_ONE = {100: 400, 1024: 400, 65536: 160}  # of who waits for each confirm
+PATIENCE = 5.0  # seconds for a queue to have what its client says was sent
 OURS = "labkit Publisher"
 
 Rates = dict[str, float]  # messages a second, by way
@@ -41,12 +42,20 @@ def turn(settings: BrokerSettings, way: Way, load: Load, count: int) -> float:
             for each in sends:
                 each(1)  # what is paid once
             seconds = timed(sends, count // load.threads)
-            there = channel.declare(Queue(QUEUE), passive=True).messages
+            published = count // load.threads * load.threads
+            there = arrived(channel, published + load.threads)
         channel.delete(Queue(QUEUE))
-    published = count // load.threads * load.threads
     if there != published + load.threads:
         raise RuntimeError(f"{there} messages are in the queue, not {published + load.threads}")
     return published / seconds
+
+
+def arrived(channel: Channel, expected: int) -> int:
+    """Return how many messages are in the queue: as many as *expected*, or after PATIENCE what there is."""
+    ends = time.monotonic() + PATIENCE
+    while (there := channel.declare(Queue(QUEUE), passive=True).messages) < expected and time.monotonic() < ends:
+        time.sleep(0.01)
+    return there
 
 
 def timed(sends: list[Send], share: int) -> float:
@@ -78,7 +87,11 @@ def measure(settings: BrokerSettings, ways: dict[str, Way], load: Load, rounds: 
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            rates[name].append(turn(settings, way, load, max(load.threads, counts[name])))
+            try:
+                rate = turn(settings, way, load, max(load.threads, counts[name]))
+            except RuntimeError as exc:
+                raise RuntimeError(f"{name}, {name_of(load)}: {exc}") from exc
+            rates[name].append(rate)
     return {name: statistics.median(each) for name, each in rates.items()}
 
 
