@@ -1,5 +1,7 @@
 """One channel in confirm mode on one link, on the I/O thread: it says what the broker answers, and decides nothing."""
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import pika
@@ -33,6 +35,11 @@ class ConfirmChannel(RoleChannel):
         """Whether the broker takes publishes, and the socket what was published."""
         connection = self.link.connection
         return not self.link.is_blocked and connection is not None and unsent_bytes(connection) < UNSENT_MAX
+
+    def joining(self) -> AbstractContextManager[None]:
+        """Return a block in which what is published goes to the socket in large pieces."""
+        connection = self.link.connection
+        return contextlib.nullcontext() if connection is None else connection.joining()
 
     def begin(self) -> None:
         """Switch confirms on. The broker counts from there, and nothing is published before its answer."""

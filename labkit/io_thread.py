@@ -210,7 +210,7 @@ class IoThread:
     def is_current(self) -> bool:
         """Whether the calling thread is the I/O thread."""
         loop = self._loop
-        return loop is not None and loop.thread is threading.current_thread()
+        return loop is not None and loop.thread.ident == threading.get_ident()
 
     def post(self, function: Callable[[], object]) -> None:
         """Run *function* on the I/O thread soon. What it raises is logged; the loop goes on.

@@ -12,7 +12,7 @@ import pika.exceptions as px
 
 from labkit.events import Event
 from labkit.io_thread import IoThread, Timer, Waiter
-from labkit.private_pika import drop, forget_socket
+from labkit.private_pika import JoiningConnection, drop, forget_socket
 from labkit.tls_session import TlsSession, agreed
 
 LOGGER = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Link:
         self.blocked_at = 0.0
         self.blocked_for = ""
         self.opened_at = 0.0
-        self.connection: pika.SelectConnection | None = None
+        self.connection: JoiningConnection | None = None
         self.tls: TlsSession | None = None
         self.channels: set[ChannelCore] = set()
         self._owner = owner
@@ -124,7 +124,7 @@ class Link:
         self._waiter = waiter
         if callable(parameters.heartbeat):
             parameters.heartbeat = self._guarded(parameters.heartbeat)
-        self.connection = pika.SelectConnection(
+        self.connection = JoiningConnection(
             parameters,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_open_error,

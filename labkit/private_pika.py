@@ -5,11 +5,14 @@ reaches for one that is not in the table. Below it is what the I/O thread does w
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pika
 import pika.exceptions as px
+
+JOIN_MAX = 1 << 16  # bytes; some system calls' worth, and not much to hold back
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,12 @@ NEEDED = (
         ("dropping", "walk"),
         "The channels of an interrupted link would not be told; an adapter would end at its first address.",
     ),
+    Needed(
+        _BASE,
+        "_adapter_emit_data",
+        ("private_pika",),
+        "Each frame would be a system call, and a TLS record, of its own: three for a small message.",
+    ),
     Needed(_CONNECTION, "_set_connection_state", ("walk",), "As _on_stream_terminated."),
     Needed(
         _BASE, "_adapter_connect_stream", ("walk",), "Adapters would walk the addresses Pika's way, without a deadline."
@@ -113,6 +122,37 @@ NEEDED = (
     ),
     Needed(_CONNECTOR, "_task_ref", ("dropping",), "As _connector."),
 )
+
+
+class JoiningConnection(pika.SelectConnection):  # type: ignore[misc]
+    """A ``SelectConnection`` that can hand many frames to its socket as one piece. On the loop's thread."""
+
+    _pieces: list[bytes] | None = None  # None: nothing is held back
+    _size = 0
+
+    @contextlib.contextmanager
+    def joining(self) -> Iterator[None]:
+        """Hold back what is written in the block, and write it at its end, or as soon as it is JOIN_MAX bytes."""
+        self._pieces = []
+        try:
+            yield
+        finally:
+            self._write_pieces()
+            self._pieces = None
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if self._pieces is None:
+            super()._adapter_emit_data(data)
+            return
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size >= JOIN_MAX:
+            self._write_pieces()
+
+    def _write_pieces(self) -> None:
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        if pieces and self._transport is not None:
+            super()._adapter_emit_data(b"".join(pieces))
 
 
 def drop(connection: pika.SelectConnection, reason: Exception) -> None:

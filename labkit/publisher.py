@@ -77,6 +77,10 @@ class Publisher(RecoveringFacade[PublisherRole]):
         self._stamp = stamp
         self._numbers = itertools.count(1)
         self._prefix = ""
+        self._checked = (
+            "",
+            "",
+        )  # the exchange and the routing key that were looked at last: mostly those that come next
         self._latest_role: PublisherRole | None = None  # kept after the end, for what it counted
         _ALL.add(self)
 
@@ -227,9 +231,11 @@ class Publisher(RecoveringFacade[PublisherRole]):
         body, properties = b"", None
         try:
             whole = Message.of(message)
-            for name, value in (("exchange", exchange), ("routing_key", routing_key)):
-                if value != "":
-                    checked_name(name, value)
+            if (exchange, routing_key) != self._checked:
+                for name, value in (("exchange", exchange), ("routing_key", routing_key)):
+                    if value != "":
+                        checked_name(name, value)
+                self._checked = (exchange, routing_key)
             body, properties = whole.body, whole.to_pika()
             if whole.headers:
                 _check_size(properties, role.frame_max)

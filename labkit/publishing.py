@@ -38,6 +38,7 @@ LOGGER = logging.getLogger(__name__)
 FRAME_MAX = 131072  # bytes; RabbitMQ's default
 REOPEN_PAUSE = 0.5  # seconds before another channel is opened, when the broker has trouble of its own
 LEAST_PAUSE = 0.01  # seconds between two looks at the deadlines
+SLICE = 100  # messages in one turn of the loop: heartbeats, answers and the socket get theirs in between
 NACK_PAUSES = Backoff(initial=0.05, maximum=1.0)
 ACCESS_REFUSED = 403  # AMQP 0-9-1, section 1.2 (Constants): as with 404, the broker's text names the exchange
 
@@ -65,6 +66,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         self._timer_at = 0.0
         self._is_awake = False
         self._is_looking = False
+        self._goes_on = False
 
     # From any thread.
 
@@ -196,22 +198,34 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
     def pump(self) -> None:
         """Send what may be sent now."""
         channel = self.channel
-        if channel is None or not channel.is_ready:
-            return
-        while self._queue:
+        if channel is not None and channel.is_ready:
+            with channel.joining():
+                self._send_queue(channel)
+            self.window.wake()
+
+    def _send_queue(self, channel: ConfirmChannel) -> None:
+        for _ in range(SLICE):
+            if not self._queue:
+                return
             pending = self._queue[0]
             if pending.confirmation.done:
                 self._queue.popleft()
                 continue
             if not channel.may_publish:
                 self._look_again()
-                break
+                return
             if self._suspects and self._must_wait(pending):
-                break
+                return
             self._queue.popleft()
             if not self._send(channel, pending):
-                break
-        self.window.wake()
+                return
+        if self._queue and not self._goes_on:
+            self._goes_on = True
+            self.life.io.post(self._go_on)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self.pump()
 
     def tick(self) -> None:
         """Four times a second: take over what an interrupt left in the inbox; end if nobody can use this any more."""

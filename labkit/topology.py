@@ -134,7 +134,7 @@ class Message:
     def to_pika(self) -> pika.BasicProperties:
         """Return Pika's properties."""
         return pika.BasicProperties(
-            headers=self.headers.thaw() or None,
+            headers=self.headers.thaw() if self.headers else None,
             content_type=self.content_type,
             content_encoding=self.content_encoding,
             message_id=self.message_id,

@@ -1,7 +1,8 @@
 """How much a publisher may have on its way: a window of messages and bytes, and a line before it. No Pika, no I/O.
 
-First come, first served, so that a large message is not starved by small ones. A thread in the line waits on a
-queue's own lock, in C: an interrupt (Ctrl-C) ends the wait, and what it leaves behind is cleared by whoever looks next.
+First come, first served where room is short, so that a large message is not starved by small ones. A thread in the
+line waits on a queue's own lock, in C: an interrupt (Ctrl-C) ends the wait, and what it leaves behind is cleared by
+whoever looks next.
 """
 
 import queue
@@ -19,10 +20,11 @@ LOOK = 1.0  # seconds between two looks of a thread in the line, in case nobody 
 class _Place:
     """A thread's place in the line."""
 
-    __slots__ = ("ends", "signal")
+    __slots__ = ("ends", "signal", "size")
 
-    def __init__(self, ends: float) -> None:
+    def __init__(self, ends: float, size: int) -> None:
         self.ends = ends
+        self.size = size
         self.signal: queue.SimpleQueue[None] = queue.SimpleQueue()
 
 
@@ -78,10 +80,10 @@ class Window:
             LabkitError: what :meth:`refuse` was told.
         """
         ends = pending.confirmation.ends
-        place = _Place(ends)
         with self._lock:
-            if not self._line and self._goes_in(pending):
+            if self._has_room_for_all(pending) and self._goes_in(pending):
                 return
+            place = _Place(ends, pending.size)
             self._line.append(place)
         try:
             while True:
@@ -123,6 +125,18 @@ class Window:
             self._refusal = error
             for place in self._line:
                 place.signal.put(None)
+
+    def _has_room_for_all(self, pending: Pending) -> bool:
+        """Whether *pending* may go ahead of the line: nobody in it would have to wait because of that.
+
+        Threads that publish a lot would else take turns at each message, and a turn costs more than a message.
+        """
+        line = self._line
+        if not line:
+            return True
+        if len(self._inside) + len(line) >= self._max_messages:
+            return False
+        return self._bytes + pending.size + sum(each.size for each in line) <= self._max_bytes
 
     def _goes_in(self, pending: Pending) -> bool:
         """Let it in if it may go; the lock is held."""

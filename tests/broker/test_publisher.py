@@ -29,6 +29,7 @@ from labkit import (
     Unroutable,
 )
 from labkit.lab.wire import LimitData, Refuse, ResetPeer, Stall
+from labkit.private_pika import JOIN_MAX
 from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, roles
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 from tests.view import until
@@ -376,6 +377,21 @@ def test_publish_many_has_a_future_for_each_even_if_time_runs_out(settings):
         assert len(sent) == 8
         publisher.close(timeout=0.2)
     drained(settings)
+
+
+def test_messages_that_wait_together_go_to_the_socket_in_large_pieces(settings):
+    with publishing(settings, max_in_flight=1000) as (publisher, _, _):
+        publisher.publish("first", routing_key="work").result()
+        link = publisher.connection._life.link.connection
+        written = []
+        write = link._transport.write
+        link._transport.write = lambda data: (written.append(len(data)), write(data))
+        publisher.publish_many(["x" * 100] * 500, routing_key="work")
+        publisher.flush(timeout=30)
+        del link._transport.write
+    assert sum(written) > 500 * 100
+    assert len(written) < 500  # a message has three frames
+    assert max(written) <= JOIN_MAX + 4096
 
 
 def test_eight_threads_share_a_publisher_and_each_keeps_its_order(settings):

@@ -78,6 +78,22 @@ def test_a_large_message_is_not_overtaken_by_small_ones():
     assert [each.number for each in gate.admitted] == [1, 2, 3]
 
 
+def test_who_finds_room_for_the_whole_line_need_not_stand_in_it():
+    gate = Gate()
+    window = gate.window(messages=3, size=100)
+    gate.obstacle = "not yet"
+    thread = in_line(window, message(1, size=50))
+    gate.obstacle = None  # nobody has told the line yet
+    window.enter(message(2, size=50), 1)
+    late = in_line(window, message(3, size=1))  # with this one, the first in the line would find no room
+    window.wake()
+    thread.join(10)
+    assert [each.number for each in gate.admitted] == [2, 1]
+    window.leave([each for each in gate.admitted if each.number == 2])
+    late.join(10)
+    assert [each.number for each in gate.admitted] == [2, 1, 3]
+
+
 def test_an_obstacle_holds_everybody_up_and_is_named_at_the_end():
     gate = Gate()
     window = gate.window()
@@ -144,6 +160,6 @@ def test_many_threads_stay_within_the_window_and_all_get_in():
 def test_a_place_that_an_interrupt_left_in_the_line_is_cleared():
     gate = Gate()
     window = gate.window()
-    window._line.append(_Place(time.monotonic() - 60))  # what an interrupt leaves at worst
+    window._line.append(_Place(time.monotonic() - 60, 1))  # what an interrupt leaves at worst
     window.enter(message(2), 30)
     assert [each.number for each in gate.admitted] == [2]
