@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 
-from publishers import CONFIRMED, LIMIT, QUEUE, UNCONFIRMED, WAITS_FOR_EACH, Load, Send, Way, installed
+from publishers import BARE, CONFIRMED, LIMIT, QUEUE, UNCONFIRMED, WAITS_FOR_EACH, Load, Send, Way, installed
 from report import DOCS, bars, write_block
 
 from labkit import BrokerSettings, Channel, Connection, Queue
@@ -113,8 +113,9 @@ def table(measured: dict[Load, Rates], base: str) -> Iterator[str]:
 
 def ratios(confirmed: dict[Load, Rates], unconfirmed: dict[Load, Rates]) -> Iterator[str]:
     """Yield what labkit's confirmed rate is of others': the least and the most, for persistent and for transient."""
-    peers = [name for name in next(iter(confirmed.values())) if name not in (OURS, LIMIT)]
-    compared = {"Pika's limit": {load: rates[LIMIT] for load, rates in confirmed.items()}}
+    peers = [name for name in next(iter(confirmed.values())) if name not in (OURS, BARE, LIMIT)]
+    limit = {load: rates[LIMIT] for load, rates in confirmed.items()}
+    compared = {"Pika's limit": limit, f"the same, {BARE}": limit}
     if peers:
         best = {load: max(rates[each] for each in peers) for load, rates in confirmed.items()}
         compared["the best other client's confirmed rate"] = best
@@ -126,7 +127,8 @@ def ratios(confirmed: dict[Load, Rates], unconfirmed: dict[Load, Rates]) -> Iter
     for name, others in compared.items():
         cells = []
         for kept in (True, False):
-            found = [confirmed[load][OURS] / rate for load, rate in others.items() if load.is_persistent is kept]
+            ours = BARE if BARE in name else OURS
+            found = [confirmed[load][ours] / rate for load, rate in others.items() if load.is_persistent is kept]
             cells.append(f"{min(found):.2f} to {max(found):.2f}")
         yield f"| {name} | {' | '.join(cells)} |"
 

@@ -47,13 +47,19 @@ Way = Callable[[BrokerSettings, Load], AbstractContextManager[list[Send]]]
 
 
 @contextmanager
-def labkit_publisher(settings: BrokerSettings, load: Load) -> Iterator[list[Send]]:
-    """One ``Publisher`` for all threads, as it is."""
+def labkit_publisher(settings: BrokerSettings, load: Load, *, is_bare: bool = False) -> Iterator[list[Send]]:
+    """One ``Publisher`` for all threads, as it is; *is_bare*: the frames that the limit sends.
+
+    By default it adds an id and a header, and asks for messages that nobody would receive (``mandatory``).
+    """
     message = Message(load.body, persistent=load.is_persistent)
-    with Publisher(settings, max_in_flight=WINDOW) as publisher:
+    with Publisher(settings, max_in_flight=WINDOW, stamp=not is_bare) as publisher:
 
         def send(count: int) -> None:
-            sent = [publisher.publish(message, routing_key=QUEUE, deadline=PATIENCE) for _ in range(count)]
+            sent = [
+                publisher.publish(message, routing_key=QUEUE, mandatory=not is_bare, deadline=PATIENCE)
+                for _ in range(count)
+            ]
             for each in sent:
                 each.result()
 
@@ -287,8 +293,10 @@ def aio_pika(settings: BrokerSettings, load: Load, *, confirm: bool) -> Iterator
 
 
 LIMIT = "SelectConnection, pipelined"
+BARE = "labkit, no stamp"  # nor mandatory: what the limit sends
 CONFIRMED: dict[str, Way] = {
     "labkit Publisher": labkit_publisher,
+    BARE: partial(labkit_publisher, is_bare=True),
     LIMIT: partial(raw_pika, confirm=True),
     "aio-pika, gather": partial(aio_pika, confirm=True),
     "BlockingConnection": partial(blocking_pika, confirm=True),
