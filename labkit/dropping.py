@@ -55,10 +55,14 @@ class Opening:
     def open_one(self, parameters: pika.ConnectionParameters) -> pika.BlockingConnection:
         """Return an open connection; raise what Pika raises.
 
-        A link may end in the very turn of Pika's loop in which it opens. Pika's constructor does not see that, returns
-        what is closed, and nobody closes its loop.
+        Whatever fails leaves nothing open. Pika forgets a socket that is reset in the middle of its connect, and it
+        returns a link that ends in the very turn of the loop in which it opens, closed, and nobody closes the loop.
         """
-        connection = pika.BlockingConnection(parameters, _impl_class=self)  # which only calls the next method
+        try:
+            connection = pika.BlockingConnection(parameters, _impl_class=self)  # which only calls the next method
+        except Exception:
+            self.drop()
+            raise
         if not connection.is_open:
             self.drop()
             raise px.StreamLostError("the link ended in the moment it opened")
@@ -67,7 +71,7 @@ class Opening:
     def create_connection(self, configs: Any, *, on_done: Callable[[Any], None], custom_ioloop: Any) -> None:
         """Do what Pika's ``SelectConnection.create_connection`` does, and keep hold of what it makes."""
         opening = self
-        self._ioloop = custom_ioloop
+        self._ioloop, self._impl, self._workflow = custom_ioloop, None, None
 
         class Held(SelectConnection):  # type: ignore[misc]
             def __init__(self, *arguments: Any, **options: Any) -> None:
