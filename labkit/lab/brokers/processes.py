@@ -18,13 +18,14 @@ def identity(pid: int) -> str:
     """Return when process *pid* began, in words that no other process shares; "" when it is gone.
 
     On Linux the boot's own id is part of it: after a reboot nothing is the same process. A zombie
-    (ended, and not yet collected by its parent) counts as gone.
+    (ended, and not yet collected by its parent) counts as gone, but not while it has threads left:
+    its first thread may end before the others, which hold its ports until then.
     """
     if pid <= 0:
         return ""
     stat = _linux_stat(pid)
     if stat is not None:
-        if not stat or stat[0] in {"Z", "X"}:
+        if not stat or (stat[0] in {"Z", "X"} and int(stat[17]) <= 1):
             return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}:{stat[19]}"
