@@ -50,7 +50,7 @@ Way = Callable[[BrokerSettings, Load], AbstractContextManager[list[Send]]]
 def labkit_publisher(settings: BrokerSettings, load: Load, *, is_bare: bool = False) -> Iterator[list[Send]]:
     """One ``Publisher`` for all threads, as it is; *is_bare*: the frames that the limit sends.
 
-    By default it adds an id and a header, and asks for messages that nobody would receive (``mandatory``).
+    By default it adds an id, and asks for messages that nobody would receive (``mandatory``).
     """
     message = Message(load.body, persistent=load.is_persistent)
     with Publisher(settings, max_in_flight=WINDOW, stamp=not is_bare) as publisher:

@@ -116,7 +116,8 @@ class Pending:
     """A message on its way, with what is needed to send it again.
 
     Attributes:
-        number: Its stamp: different for every message of one publisher.
+        number: Different for every message of one publisher.
+        stamp: By what it is known if it comes back: its number, in a header, or a ``message_id`` that no other has.
         sends: How often it was written to a link.
         nacks: How often the broker said no.
         is_doubtful: A link ended while a copy was on its way: that copy may have arrived.
@@ -136,12 +137,21 @@ class Pending:
         "returned",
         "sends",
         "size",
+        "stamp",
     )
 
     def __init__(
-        self, number: int, confirmation: Confirmation, *, body: bytes, properties: Any, mandatory: bool = True
+        self,
+        number: int,
+        confirmation: Confirmation,
+        *,
+        body: bytes,
+        properties: Any,
+        mandatory: bool = True,
+        stamp: str | None = None,
     ) -> None:
         self.number = number
+        self.stamp = number if stamp is None else stamp
         self.confirmation = confirmation
         self.body = body
         self.properties = properties
@@ -196,7 +206,7 @@ class ConfirmLedger:
         """Count a publish that was written (and not one that could not be encoded); return its number."""
         tag = self._next
         self._open[tag] = pending
-        self._stamped[pending.number] = pending
+        self._stamped[pending.stamp] = pending
         self._next += 1
         pending.sends += 1
         pending.is_in_flight, pending.returned = True, None
@@ -218,7 +228,7 @@ class ConfirmLedger:
                 done.append(self._open.popitem(last=False)[1])
         for each in done:
             each.is_in_flight = False
-            del self._stamped[each.number]
+            del self._stamped[each.stamp]
         return done
 
     def returned(
@@ -236,9 +246,8 @@ class ConfirmLedger:
         A return carries no number. With a stamp it is known by that. Without, it is the oldest that equals it in all
         that is given here and has not come back: messages that equal one another in all that are the same to a reader.
         """
-        if stamp is not None:
-            found = self._stamped.get(stamp)
-        else:
+        found = self._stamped.get(message_id if stamp is None else stamp)
+        if found is None and stamp is None:
             wanted = (exchange, routing_key, message_id, body)
             found = next(
                 (each for each in self._open.values() if each.returned is None and _facts(each) == wanted), None

@@ -50,9 +50,10 @@ class Publisher(RecoveringFacade[PublisherRole]):
             at the end; or settings, for a connection of its own, which it closes.
         max_in_flight: How many messages may wait for the broker's answer.
         max_bytes: How many bytes their bodies may have together; a larger message goes alone.
-        stamp: Whether each message gets a ``message_id``, unless it has one, and the header ``x-labkit-publish-id``, by
-            which a returned message is known again. False: messages are sent as they are; a return is then tied to the
-            oldest message that equals it in exchange, routing key, ``message_id`` and body.
+        stamp: Whether each message gets a ``message_id``, by which it is known again if the broker returns it. One that
+            has an id of its own gets the header ``x-labkit-publish-id`` beside it, if it is mandatory. False: messages
+            are sent as they are; a return is then tied to the oldest message that equals it in exchange, routing key,
+            ``message_id`` and body.
 
     Raises:
         ConfigurationError: an argument that cannot be; a connection without recovery. The constructor does no I/O.
@@ -77,10 +78,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         self._stamp = stamp
         self._numbers = itertools.count(1)
         self._prefix = ""
-        self._checked = (
-            "",
-            "",
-        )  # the exchange and the routing key that were looked at last: mostly those that come next
+        self._checked = ("", "")  # exchange and routing key that were looked at last: mostly those that come next
         self._latest_role: PublisherRole | None = None  # kept after the end, for what it counted
         _ALL.add(self)
 
@@ -228,7 +226,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         """Return what is to be sent; if it cannot be, its confirmation is settled and says why."""
         number = next(self._numbers)
         confirmation = Confirmation(exchange=exchange, routing_key=routing_key, ends=ends, keeps=self)
-        body, properties = b"", None
+        body, properties, stamp = b"", None, None
         try:
             whole = Message.of(message)
             if (exchange, routing_key) != self._checked:
@@ -240,16 +238,20 @@ class Publisher(RecoveringFacade[PublisherRole]):
             if whole.headers:
                 _check_size(properties, role.frame_max)
             if self._stamp:
-                self._put_stamp(properties, number)
+                stamp = self._put_stamp(properties, number, mandatory)
             confirmation.message_id = properties.message_id
         except ConfigurationError as exc:
             confirmation.settle(Outcome.NOT_SENT, exc)
-        return Pending(number, confirmation, body=body, properties=properties, mandatory=mandatory)
+        return Pending(number, confirmation, body=body, properties=properties, mandatory=mandatory, stamp=stamp)
 
-    def _put_stamp(self, properties: Any, number: int) -> None:
-        properties.headers = {**(properties.headers or {}), STAMP: number}
+    def _put_stamp(self, properties: Any, number: int, mandatory: bool) -> str | None:
+        """Return the ``message_id`` if it is ours: no other message has it."""
         if properties.message_id is None:
             properties.message_id = f"{self._prefix}-{number}"
+            return str(properties.message_id)
+        if mandatory:  # only then can it come back
+            properties.headers = {**(properties.headers or {}), STAMP: number}
+        return None
 
 
 def _check_size(properties: Any, frame_max: int) -> None:

@@ -29,6 +29,7 @@ from labkit.outcomes import (
     say_returned,
     say_unsendable,
 )
+from labkit.private_pika import JOIN_MAX
 from labkit.recovering import RecoveringRole
 from labkit.retry import Backoff
 from labkit.role_channel import Done
@@ -204,6 +205,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             self.window.wake()
 
     def _send_queue(self, channel: ConfirmChannel) -> None:
+        room = 0  # bytes to write until the socket is asked again: it is written to in pieces of that size
         for _ in range(SLICE):
             if not self._queue:
                 return
@@ -211,9 +213,12 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             if pending.confirmation.done:
                 self._queue.popleft()
                 continue
-            if not channel.may_publish:
-                self._look_again()
-                return
+            if room <= 0:
+                if not channel.may_publish:
+                    self._look_again()
+                    return
+                room = JOIN_MAX
+            room -= pending.size
             if self._suspects and self._must_wait(pending):
                 return
             self._queue.popleft()

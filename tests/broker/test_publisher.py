@@ -104,11 +104,12 @@ def test_a_connection_without_recovery_is_refused():
         Publisher("amqp://localhost")
 
 
-@pytest.mark.parametrize("stamp", [True, False])
-def test_each_returned_message_is_told_from_its_neighbours(settings, stamp):
+@pytest.mark.parametrize(("stamp", "own_id"), [(True, None), (True, "the same"), (False, None)])
+def test_each_returned_message_is_told_from_its_neighbours(settings, stamp, own_id):
     with publishing(settings, stamp=stamp) as (publisher, _, timeline):
         keys = ["work" if number % 3 else "nowhere" for number in range(60)]
-        sent = [publisher.publish(str(number % 5), routing_key=key) for number, key in enumerate(keys)]
+        messages = [Message(str(number % 5), message_id=own_id) for number in range(60)]
+        sent = [publisher.publish(each, routing_key=key) for each, key in zip(messages, keys, strict=True)]
         publisher.flush(timeout=20)
         expected = [Outcome.CONFIRMED if key == "work" else Outcome.RETURNED for key in keys]
         assert outcomes(sent) == expected
@@ -128,15 +129,21 @@ def test_without_a_stamp_a_message_is_sent_as_it_is(settings):
     assert (dict(delivery.message.headers), delivery.message.message_id) == ({"mine": 1}, None)
 
 
-def test_a_message_keeps_its_own_id_and_headers_beside_the_stamp(settings):
+@pytest.mark.parametrize(
+    ("own_id", "mandatory", "headers"),
+    [("mine", True, {"a", "x-labkit-publish-id"}), ("mine", False, {"a"}), (None, True, {"a"}), (None, False, {"a"})],
+)
+def test_a_message_keeps_its_own_id_and_gets_a_header_only_if_needed(settings, own_id, mandatory, headers):
     with publishing(settings) as (publisher, _, _):
-        sent = publisher.publish(Message("x", message_id="mine", headers={"a": 1}), routing_key="work")
+        message = Message("x", message_id=own_id, headers={"a": 1})
+        sent = publisher.publish(message, routing_key="work", mandatory=mandatory)
         sent.result()
         with publisher.connection.channel() as channel:
             delivery = channel.get("work")
             delivery.ack()
-    assert sent.message_id == delivery.message.message_id == "mine"
-    assert set(delivery.message.headers) == {"a", "x-labkit-publish-id"}
+    assert sent.message_id == delivery.message.message_id
+    assert sent.message_id == own_id or own_id is None
+    assert set(delivery.message.headers) == headers
 
 
 def test_what_cannot_be_sent_is_its_own_problem_and_shifts_no_other_answer(settings):

@@ -100,6 +100,17 @@ def test_a_return_without_a_stamp_is_the_oldest_equal_message_that_did_not_come_
     assert back(ledger, body=b"b", routing_key="x", message_id="another") is None
 
 
+def test_a_return_is_known_by_an_id_that_no_other_message_has():
+    ledger = ConfirmLedger()
+    for number in range(3):
+        confirmation = Confirmation(exchange="", routing_key="work", ends=0.0, message_id=f"id-{number}")
+        ledger.sent(Pending(number, confirmation, body=b"body", properties=None, stamp=f"id-{number}"))
+    assert back(ledger, message_id="id-2", body=b"changed on its way").number == 2
+    assert back(ledger, message_id="id-0").number == 0
+    assert [each.returned is None for each in ledger.settled(0, True)] == [False, True, False]
+    assert back(ledger, message_id="id-1") is None
+
+
 def test_what_came_back_on_the_old_channel_is_not_returned_on_the_new_one():
     ledger = ConfirmLedger()
     one = pending(7)
