@@ -245,10 +245,11 @@ class ConfirmLedger:
 
         A return carries no number. With a stamp it is known by that. Without, it is the oldest that equals it in all
         that is given here and has not come back: messages that equal one another in all that are the same to a reader.
+        So is one with another publisher's stamp, which a message that is passed on may bring along.
         """
-        found = self._stamped.get(message_id if stamp is None else stamp)
-        if found is None and stamp is None:
-            wanted = (exchange, routing_key, message_id, body)
+        wanted = (exchange, routing_key, message_id, body)
+        found = self._stamped.get(message_id) or (self._stamped.get(stamp) if isinstance(stamp, int) else None)
+        if found is None or _facts(found) != wanted:
             found = next(
                 (each for each in self._open.values() if each.returned is None and _facts(each) == wanted), None
             )

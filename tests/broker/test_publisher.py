@@ -120,6 +120,18 @@ def test_each_returned_message_is_told_from_its_neighbours(settings, stamp, own_
     assert len(drained(settings)) == 40
 
 
+@pytest.mark.parametrize("stamp", [True, False])
+def test_a_message_that_is_passed_on_with_its_headers_is_told_when_it_comes_back(settings, stamp):
+    with publishing(settings, stamp=stamp) as (publisher, _, _):
+        publisher.publish("another", routing_key="work").result()
+        stale = [Message("x", headers={"x-labkit-publish-id": number}) for number in (1, 2, 99)]
+        sent = [publisher.publish(each, routing_key="nowhere") for each in stale]
+        sent.append(publisher.publish(Message("x", message_id="mine"), routing_key="work"))
+        publisher.flush(timeout=20)
+        assert outcomes(sent) == [Outcome.RETURNED] * 3 + [Outcome.CONFIRMED]
+    drained(settings)
+
+
 def test_without_a_stamp_a_message_is_sent_as_it_is(settings):
     with publishing(settings, stamp=False) as (publisher, _, _):
         publisher.publish(Message("x", headers={"mine": 1}), routing_key="work").result()

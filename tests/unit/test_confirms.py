@@ -62,8 +62,9 @@ def test_any_order_of_answers_settles_each_message_exactly_once(steps):
             assert [each.number for each in ledger.settled(*step[1:])] == told
             settled += told
         elif step[0] == "return":
-            found = back(ledger, stamp=step[1])
-            assert (found is not None) == (step[1] in broker.unanswered.values())
+            is_ours = step[1] in broker.unanswered.values()
+            found = back(ledger, stamp=step[1], body=b"body" if is_ours else b"another's")
+            assert (found.number if found else None) == (step[1] if is_ours else None)
             came_back |= {found.number} if found else set()
         else:
             broker = Broker()
@@ -105,10 +106,21 @@ def test_a_return_is_known_by_an_id_that_no_other_message_has():
     for number in range(3):
         confirmation = Confirmation(exchange="", routing_key="work", ends=0.0, message_id=f"id-{number}")
         ledger.sent(Pending(number, confirmation, body=b"body", properties=None, stamp=f"id-{number}"))
-    assert back(ledger, message_id="id-2", body=b"changed on its way").number == 2
+    assert back(ledger, message_id="id-2").number == 2
     assert back(ledger, message_id="id-0").number == 0
     assert [each.returned is None for each in ledger.settled(0, True)] == [False, True, False]
     assert back(ledger, message_id="id-1") is None
+
+
+def test_a_stamp_of_another_publisher_tells_nothing():
+    """Whoever sends a message on sends its headers, too."""
+    ledger = ConfirmLedger()
+    neighbour, passed_on = pending(1, message_id="mine"), pending(2, body=b"passed on")
+    ledger.sent(neighbour)
+    ledger.sent(passed_on)
+    assert back(ledger, stamp=1, body=b"passed on") is passed_on
+    assert neighbour.returned is None
+    assert back(ledger, stamp=["no", "number"], message_id="mine") is neighbour
 
 
 def test_what_came_back_on_the_old_channel_is_not_returned_on_the_new_one():
