@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 
@@ -52,6 +53,15 @@ def broker() -> Iterator[Broker]:
         yield broker
     if not was_running:
         brokers.down(TEST_BENCH)
+
+
+@pytest.fixture
+def interrupts_may_hit_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such an interrupt is Python's to drop, and pytest's report of it takes long enough to be interrupted itself."""
+    report = sys.unraisablehook
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda what: None if what.exc_type is KeyboardInterrupt else report(what)
+    )
 
 
 @pytest.fixture

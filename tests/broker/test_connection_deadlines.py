@@ -3,7 +3,6 @@
 import contextlib
 import random
 import signal
-import sys
 import threading
 import time
 
@@ -119,11 +118,8 @@ def test_an_interrupted_open_leaves_nothing_and_opens_again(settings, interrupt)
             until(lambda: len(proxy.links) == 1)
 
 
-def test_interrupts_at_random_moments_leave_the_connection_usable(settings, monkeypatch):
-    report = sys.unraisablehook  # pytest's, which takes long enough to be interrupted itself
-    monkeypatch.setattr(  # an interrupt that hits a finalizer is Python's to drop
-        sys, "unraisablehook", lambda what: what.exc_type is KeyboardInterrupt or report(what)
-    )
+@pytest.mark.usefixtures("interrupts_may_hit_finalizers")
+def test_interrupts_at_random_moments_leave_the_connection_usable(settings):
     rng = random.Random(20)
     me = threading.main_thread().ident
     stop = threading.Event()

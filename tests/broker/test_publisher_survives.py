@@ -95,6 +95,7 @@ def test_what_is_on_its_way_at_exit_is_sent(settings):
     assert len(drained(settings)) == 500
 
 
+@pytest.mark.usefixtures("interrupts_may_hit_finalizers")
 def test_interrupts_at_any_moment_leave_the_window_whole(settings):
     """G7, for a publisher."""
     with publishing(settings, max_in_flight=10) as (publisher, _, _):
