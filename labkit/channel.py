@@ -4,6 +4,7 @@ A channel never recovers. Once something has closed it, it keeps the reason, and
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
-FLUSH_TIMEOUT = 1.0  # seconds that close() gives the listeners to hear of it
 PREFETCH = 10  # messages ahead, unless qos() says otherwise
 
 Handler = Callable[[Delivery], object]
@@ -274,11 +274,12 @@ class Channel:
         checked_number("timeout", timeout)
         if self._core.is_closed:
             return
+        ends = time.monotonic() + timeout
         try:
             self._request("closing the channel", Request(self._core.close), timeout)
         except (ChannelLost, DeadlineExceeded) as exc:
             LOGGER.info("closing: %s", exc)
-        self._connection._life.mailbox.flush(FLUSH_TIMEOUT)
+        self._connection._life.mailbox.flush_by(ends)
 
     def _close_soon(self) -> None:
         """Close it without waiting for the broker, which answers nothing while it blocks the connection."""
@@ -307,6 +308,7 @@ class Channel:
             core.io.post(lambda: core.begin(request))
             in_time = request.waiter.wait(timeout)
         except BaseException:
+            core.is_doubtful = True
             request.waiter.abandon()
             core.io.post(lambda: core.give_up(request, KeyboardInterrupt(f"{what} was interrupted")))
             raise

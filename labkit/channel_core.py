@@ -73,7 +73,7 @@ class _Consumer:
 
 
 class Core:
-    """One Pika channel on one link. On the I/O thread only, but for ``is_open``, ``is_closed`` and ``reason``."""
+    """One Pika channel on one link. On the I/O thread only, but for ``reason`` and what begins with ``is_``."""
 
     def __init__(self, link: Link, facade: object, topology: TopologyRecord, *, confirm: bool = False) -> None:
         self.link = link
@@ -89,6 +89,7 @@ class Core:
         self.reason: BaseException | None = None
         self.is_open = False
         self.is_closed = False
+        self.is_doubtful = False  # a call was interrupted, and whether that ends the channel is not known yet
         self._pending: set[Request] = set()
         self._gets: deque[tuple[str, Request]] = deque()
         self._held: deque[Request] = deque()
@@ -217,12 +218,14 @@ class Core:
 
         self.pika.basic_cancel(tag, callback=cancelled)
 
-    def settle(self, verb: str, tag: int, requeue: bool, timeout: float) -> None:
+    def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
         """Send the answer for a delivery; from any thread."""
 
         def send() -> None:
             if not self.is_open:
                 raise self.lost()
+            if not may_send():
+                return
             self._unsettled -= 1
             try:
                 if verb == "ack":
@@ -242,6 +245,8 @@ class Core:
 
         From any thread.
         """
+        if self.is_doubtful:
+            return False
         is_awaited = any(not each.waiter.is_settled for each in (*self._pending, *self._held))
         return self.prefetch is None and not self._has_delivered and not is_awaited
 

@@ -32,7 +32,7 @@ LOGGER = logging.getLogger(__name__)
 CHANNEL_TIMEOUT = 10.0  # seconds to open a channel
 CLOSE_TIMEOUT = 5.0  # seconds for the broker's goodbye
 ABORT_TIMEOUT = 1.0  # seconds for a turn on the I/O thread
-FLUSH_TIMEOUT = 1.0  # seconds that open() and close() give the listeners to hear what happened so far
+DROP_TIMEOUT = 1.0  # seconds beyond its deadline until close() gives up on a loop that drops no socket
 EXIT_TIMEOUT = 1.5  # seconds for all connections together when the interpreter ends; 2 are promised
 
 
@@ -179,7 +179,7 @@ class Connection:
             self._io.post(lambda: life.left(way, interrupt))
             raise
         finally:
-            life.mailbox.flush(FLUSH_TIMEOUT)
+            life.mailbox.flush_by(ends)
         return self
 
     def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
@@ -211,10 +211,11 @@ class Connection:
         link = self._life.link
         if link is None or not self.is_open:
             raise self._life.not_connected()
+        ends = time.monotonic() + timeout
         try:
             return Channel(self, link, timeout=timeout, confirm=confirm)
         finally:
-            self._life.mailbox.flush(FLUSH_TIMEOUT)
+            self._life.mailbox.flush_by(ends)
 
     def wait_for(self, state: State, *, timeout: float) -> None:
         """Return when it is, or has been meanwhile, in *state*.
@@ -275,17 +276,17 @@ class Connection:
             self._io.post(lambda: link.retire(reason))
 
     def _end(self, begin: Callable[[], None], timeout: float) -> None:
-        life = self._life
+        life, ends = self._life, time.monotonic() + timeout
         if life.state is State.NEW and life.way is None:
             return
         try:
             self._io.post(begin)
             if self._io.is_current:  # a role's own code; what is waited for would never come
                 return
-            life.wait_for(State.CLOSED, timeout + FLUSH_TIMEOUT)
+            life.wait_for(State.CLOSED, timeout + DROP_TIMEOUT)
         except LabkitError as exc:
             LOGGER.warning("closing: %s", exc)
-        life.mailbox.flush(FLUSH_TIMEOUT)
+        life.mailbox.flush_by(ends)
 
     def _may_wait(self) -> None:
         if self._io.is_current:

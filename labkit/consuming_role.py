@@ -68,13 +68,15 @@ class ConsumingChannel(RoleChannel):
         else:
             waiter.settle()
 
-    def settle(self, verb: str, tag: int, requeue: bool, timeout: float) -> None:
+    def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
         """Send the answer for a delivery; drop and count it if this channel is gone. From any thread."""
 
         def send() -> None:
             if self.is_closed or self.pika.is_closed or self.pika.is_closing:
                 # The broker has given the message to somebody else; on a later channel the tag means another message.
                 self._role.dropped_acks += 1
+            elif not may_send():
+                return
             elif verb == "ack":
                 self.pika.basic_ack(tag)
             elif verb == "nack":

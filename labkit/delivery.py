@@ -1,5 +1,6 @@
 """A message as it was delivered, and the answer to the broker. Knows its channel only as a way to send that answer."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from labkit.errors import LeaseError
@@ -12,8 +13,8 @@ SETTLE_TIMEOUT = 10.0  # seconds for a turn on the I/O thread; the broker does n
 class Settler(Protocol):
     """What sends the answer: a channel's core."""
 
-    def settle(self, verb: str, tag: int, requeue: bool, timeout: float) -> None:
-        """Send ``ack``, ``nack`` or ``reject`` for the delivery *tag*."""
+    def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
+        """Send ``ack``, ``nack`` or ``reject`` for the delivery *tag*, if *may_send* says so just before."""
 
 
 class Delivery:
@@ -33,6 +34,7 @@ class Delivery:
     __slots__ = (
         "__weakref__",
         "_guard",
+        "_is_sent",
         "_settled",
         "_settler",
         "_tag",
@@ -63,6 +65,7 @@ class Delivery:
         self._tag = tag
         self._guard = guard()
         self._settled: str | None = None
+        self._is_sent = False
 
     def __repr__(self) -> str:
         return f"Delivery({len(self.body)} bytes, {self._settled or 'not settled'})"
@@ -75,7 +78,7 @@ class Delivery:
     @property
     def is_settled(self) -> bool:
         """Whether it was acknowledged or given back."""
-        return self._settled is not None
+        return self._settled is not None or self._is_sent
 
     def ack(self, *, timeout: float = SETTLE_TIMEOUT) -> None:
         """Tell the broker that it is done: it may forget the message.
@@ -96,12 +99,25 @@ class Delivery:
         self._settle("reject", requeue, timeout)
 
     def _settle(self, verb: str, requeue: bool, timeout: float) -> None:
+        try:
+            self._claim(verb)
+            self._settler.settle(verb, self._tag, requeue, timeout, self._may_send)
+        except TimeoutError:
+            self._settled = None  # it did not get its turn: nothing was sent
+            raise
+        except Exception:
+            raise
+        except BaseException:  # an interrupt: it may be sent, or not, or in a moment; so it may be settled again
+            self._settled = None
+            raise
+
+    def _claim(self, verb: str) -> None:
         with self._guard:
             if self._settled is not None:
                 raise LeaseError(f"this delivery was settled before ({self._settled}); settle it once")
             self._settled = verb
-        try:
-            self._settler.settle(verb, self._tag, requeue, timeout)
-        except TimeoutError:
-            self._settled = None  # it did not get its turn: nothing was sent
-            raise
+
+    def _may_send(self) -> bool:
+        """The I/O thread is about to send an answer: yes, the first time."""
+        is_first, self._is_sent = not self._is_sent, True
+        return is_first

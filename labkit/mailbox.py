@@ -14,6 +14,7 @@ from collections.abc import Callable
 from labkit.guard import guard
 
 LOGGER = logging.getLogger(__name__)
+FLUSH_LEAST, FLUSH_MOST = 0.2, 1.0  # seconds that a call gives listeners to hear what happened so far
 IDLE = 1.0  # seconds without a task after which the thread ends
 
 Task = Callable[[], object]
@@ -69,6 +70,10 @@ class Mailbox:
         done = threading.Lock()
         done.acquire()
         return self._add(done.release, math.inf) and done.acquire(timeout=max(0.0, timeout))
+
+    def flush_by(self, ends: float) -> bool:
+        """As :meth:`flush`, for a call that has done its work and must end at *ends*, on the monotonic clock."""
+        return self.flush(min(FLUSH_MOST, max(FLUSH_LEAST, ends - time.monotonic())))
 
     @property
     def is_idle(self) -> bool:

@@ -162,3 +162,54 @@ def test_interrupts_at_random_moments_leave_the_connection_usable(settings):
         until(lambda: connection.status().channels == 0)
     assert interrupts > 20
     assert survived > 0
+
+
+def test_an_interrupted_acknowledgement_can_be_given_again(settings, interrupt):
+    with connected(settings) as (connection, _):
+        channel = connection.channel()
+        channel.declare(Queue("interrupted"))
+        channel.publish("x", routing_key="interrupted")
+        delivery = until(lambda: channel.get("interrupted"))
+        with_the_loop_held = threading.Event()
+        connection._io.post(lambda: with_the_loop_held.wait(20))
+        interrupt(0.2)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.ack(timeout=20)
+        with_the_loop_held.set()
+        delivery.ack()
+        channel.close()
+        assert connection.channel().get("interrupted") is None
+
+
+def test_a_channel_whose_call_was_interrupted_goes_to_no_other_borrower(settings, interrupt):
+    with connected(settings) as (connection, _):
+        channel = connection.channel()
+        with_the_loop_held = threading.Event()
+        connection._io.post(lambda: with_the_loop_held.wait(20))
+        interrupt(0.2)
+        with pytest.raises(KeyboardInterrupt):
+            channel.declare(Queue("work"), timeout=20)
+        assert not channel._core.is_clean
+        with_the_loop_held.set()
+
+
+def test_a_listener_that_sleeps_holds_no_call_up(settings):
+    awake = threading.Event()
+    connection = Connection(settings, listeners=[lambda _: awake.wait(30)])
+    took = {}
+
+    def timed(name, call):
+        started = time.monotonic()
+        result = call()
+        took[name] = time.monotonic() - started
+        return result
+
+    try:
+        connection.open()
+        channel = timed("channel", lambda: connection.channel(timeout=TIMEOUT))
+        timed("close of the channel", lambda: channel.close(timeout=TIMEOUT))
+        timed("close", lambda: connection.close(timeout=TIMEOUT))
+    finally:
+        awake.set()
+        connection.close()
+    assert {name: seconds for name, seconds in took.items() if seconds > TIMEOUT + 0.6} == {}
