@@ -174,7 +174,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         """
         checked_number("timeout", timeout)
         role = self._role
-        if role is None:
+        if role is None or role.life is not self.connection._life:  # a child process waits for nothing of its parent
             return
         self.connection._may_wait()
         ends = time.monotonic() + timeout

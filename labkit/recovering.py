@@ -204,7 +204,7 @@ class RecoveringFacade(Generic[R]):
         try:
             with self._locked(timeout, "closing"):
                 role, self._role = self._role, None
-                if role is not None:
+                if role is not None and role.life is self.connection._life:  # else a child process has its parent's
                     self._finish(role, ends - GOODBYE * timeout, ends - GOODBYE / 2 * timeout)
         except LabkitError as exc:
             LOGGER.warning("closing: %s", exc)

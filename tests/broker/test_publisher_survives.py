@@ -12,6 +12,8 @@ import pytest
 
 from labkit import Connection, NotConnected, Outcome, Publisher, Queue
 from labkit.io_thread import SHARED
+from labkit.lab.wire import Stall
+from labkit.publisher import _at_exit
 from tests.broker.connections import connected, own_virtual_host
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 
@@ -84,6 +86,26 @@ def _publish_in_the_child(publisher):
     except BaseException:
         return 2
     return 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_process_waits_for_no_message_of_its_parent(settings):
+    with publishing(settings) as (publisher, proxy, _):
+        with proxy.fault(Stall()):
+            sent = publisher.publish_many(["parent"] * 10, routing_key="work")
+            child = os.fork()
+            if child == 0:
+                started = time.monotonic()
+                publisher.flush(timeout=20)
+                _at_exit()
+                publisher.close(timeout=20)
+                os._exit(int(10 * (time.monotonic() - started)))
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) < 10  # tenths of a second
+        publisher.flush(timeout=20)
+        assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
+    assert len(drained(settings)) == 10
 
 
 def test_what_is_on_its_way_at_exit_is_sent(settings):
