@@ -67,6 +67,7 @@ from labkit.events import (
     Event,
     Listener,
     MessageReturned,
+    QueueRenamed,
     Timeline,
 )
 from labkit.factory import ConnectionFactory
@@ -145,6 +146,7 @@ __all__ = [
     "PublishRejected",
     "Publisher",
     "Queue",
+    "QueueRenamed",
     "QueueState",
     "RemoteError",
     "RpcTimeout",

@@ -50,11 +50,15 @@ class Channel:
       406 for example. The connection may be well: open another channel.
     * DeadlineExceeded: no answer in time.
     * ConfigurationError: a value that cannot be sent. The channel is well.
+
+    On a connection with recovery a queue that the broker names has another name on each new link (event QueueRenamed).
+    Every method takes the names that it had before, too; but a routing key is sent as it is.
     """
 
     def __init__(self, connection: "Connection", link: Link, *, timeout: float, confirm: bool = False) -> None:
         self._connection = connection  # a channel in use keeps its connection alive
-        self._core = Core(link, self, connection._life.topology, confirm=confirm)
+        self._topology = connection._life.topology
+        self._core = Core(link, self, self._topology, confirm=confirm)
         self._request("opening a channel", Request(self._core.open), timeout)
 
     def __repr__(self) -> str:
@@ -94,6 +98,7 @@ class Channel:
         Reference: AMQP 0-9-1, sections 1.6 and 1.7 (exchange, queue).
         """
         _check_entity("declare", what)
+        what = self._topology.present(what)
         arguments = _thawed(what.arguments)
         if isinstance(what, Queue):
             frame = self._rpc(
@@ -156,6 +161,7 @@ class Channel:
             timeout: Seconds.
         """
         _check_entity("delete", what)
+        what = self._topology.present(what)
         if isinstance(what, Queue):
             self._rpc(
                 f"deleting queue {what.name!r}",
@@ -178,7 +184,7 @@ class Channel:
                 ),
                 timeout,
             )
-        self._connection._life.topology.deleted(what)
+        self._topology.deleted(what)
 
     def qos(self, prefetch: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Let the broker send each later consumer *prefetch* unacknowledged messages ahead: 1 to 65535."""
@@ -243,7 +249,7 @@ class Channel:
 
     def get(self, queue: str, *, timeout: float = CALL_TIMEOUT) -> Delivery | None:
         """Take one message from *queue*, to be settled; None if it is empty."""
-        checked_name("queue", queue)
+        queue = self._topology.current(checked_name("queue", queue))
         answer = self._request(f"getting from {queue!r}", Request(partial(self._core.get, queue)), timeout)
         return answer if isinstance(answer, Delivery) else None
 
@@ -255,7 +261,7 @@ class Channel:
         time, and is refused (dead-letter exchange) the second. At most ``qos()`` messages wait here; 10 if it was
         not called.
         """
-        checked_name("queue", queue)
+        queue = self._topology.current(checked_name("queue", queue))
         if not callable(handler):
             raise ConfigurationError(
                 "handler: it cannot be called; allowed: a function of one delivery", field="handler"
@@ -288,7 +294,7 @@ class Channel:
 
     def _remember(self, what: Queue | Exchange | Binding, name: str = "") -> None:
         life = self._connection._life
-        life.topology.declared(what, name)
+        self._topology.declared(what, name)
         life.keep_topology()
 
     def _rpc(self, what: str, begin: Callable[[Any, Callable[[Any], None]], object], timeout: float) -> Any:

@@ -17,7 +17,7 @@ import pika.exceptions as px
 from labkit.channel_core import WAITING_MAX
 from labkit.delivery import Delivery
 from labkit.errors import ChannelLost, LabkitError, NotConnected, classify, describe
-from labkit.events import ConsumerCancelled
+from labkit.events import ConsumerCancelled, QueueRenamed
 from labkit.frozen import FrozenMapping
 from labkit.io_thread import Waiter
 from labkit.lifecycle import Lifecycle
@@ -246,7 +246,8 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
     def declared_as(self, name: str) -> None:
         """Take note of the queue, so that it is there on the next link before what is bound to it."""
         topology = self.life.topology
-        topology.renamed(self.queue, name)
+        if topology.renamed(self.queue, name):
+            self.life.emit(QueueRenamed(old=self.queue, new=name))
         self.queue = name
         if self.declared is not None and not topology.has_queue(name):
             self._is_recorded = True

@@ -21,6 +21,7 @@ from labkit.events import (
     DeclarationRefused,
     Event,
     MessageReturned,
+    QueueRenamed,
 )
 
 LOGGER = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def _channel_line(event: Event) -> tuple[int, str] | None:
             return logging.WARNING, f"the broker ended the consumer of queue {event.queue!r}"
         case DeclarationRefused():
             return logging.ERROR, f"{event.what} did not come back: {describe(event.reason)}"
+        case QueueRenamed():
+            return logging.INFO, f"queue {event.old!r} is {event.new!r} now"
         case MessageReturned():
             where = f"exchange {event.exchange!r}, routing key {event.routing_key!r}"
             return logging.WARNING, f"message {event.message_id} returned ({event.reply_text}): {where}"

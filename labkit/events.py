@@ -157,6 +157,14 @@ class DeclarationRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class QueueRenamed(Event):
+    """A queue that the broker names has a ``new`` name; calls on this connection take the ``old`` one, too."""
+
+    old: str = _hidden("")
+    new: str = _hidden("")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MessageReturned(Event):
     """The broker could not route a mandatory message."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pika.exceptions as px
 
 from labkit.errors import describe
-from labkit.events import DeclarationRefused
+from labkit.events import DeclarationRefused, QueueRenamed
 from labkit.frozen import FrozenMapping
 from labkit.io_thread import IoThread
 from labkit.link import Link
@@ -116,7 +116,9 @@ class _Run:
 
     def _declared(self, frame: Any) -> None:
         if self._step is not None and isinstance(self._step[0], Queue):
-            self._record.renamed(self._step[1], str(frame.method.queue))
+            old, new = self._step[1], str(frame.method.queue)
+            if self._record.renamed(old, new):
+                self._link.emit(QueueRenamed(old=old, new=new))
         self.next()
 
     def _closed(self, channel: Any, reason: BaseException) -> None:

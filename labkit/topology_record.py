@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections import Counter
+from typing import TypeVar
 
 from labkit.guard import guard
 from labkit.topology import Binding, Exchange, Queue
 
 Entity = Exchange | Queue | Binding
+E = TypeVar("E", bound=Entity)
 
 
 class TopologyRecord:
@@ -14,6 +16,8 @@ class TopologyRecord:
 
     What this connection deletes leaves the record, with its bindings; so does an auto-delete entity whose last user
     here goes, because the broker deletes that. What somebody else deletes stays, and comes back with the next link.
+
+    A queue that the broker named is meant by any name that it has had here.
     """
 
     def __init__(self) -> None:
@@ -39,11 +43,12 @@ class TopologyRecord:
             elif isinstance(entity, Queue):
                 self._queues[name or entity.name] = entity
             else:
-                self._bindings[entity] = None
+                self._bindings[self.present(entity)] = None
 
     def deleted(self, entity: Entity) -> None:
         """Note that this side has deleted it, and what the broker deletes with it."""
         with self._lock:
+            entity = self.present(entity)
             if isinstance(entity, Exchange):
                 self._drop_exchange(entity.name)
             elif isinstance(entity, Queue):
@@ -54,11 +59,12 @@ class TopologyRecord:
     def consumed(self, queue: str) -> None:
         """Note that a consumer of *queue* was started; to be followed by :meth:`cancelled` or :meth:`lost`, once."""
         with self._lock:
-            self._consumers[queue] += 1
+            self._consumers[self.current(queue)] += 1
 
     def cancelled(self, queue: str) -> None:
         """Note that this side has ended one; with the last one the broker deletes an auto-delete queue."""
         with self._lock:
+            queue = self.current(queue)
             self._consumers[queue] -= 1
             if self._consumers[queue] <= 0 and queue in self._queues and self._queues[queue].auto_delete:
                 self._drop_queue(queue)
@@ -66,13 +72,13 @@ class TopologyRecord:
     def lost(self, queue: str) -> None:
         """Note that one has ended with its link, or that the broker has ended it: its queue is still wanted."""
         with self._lock:
-            self._consumers[queue] -= 1
+            self._consumers[self.current(queue)] -= 1
 
-    def renamed(self, old: str, new: str) -> None:
-        """Note that the broker has given a queue a new name: its bindings are for that now."""
+    def renamed(self, old: str, new: str) -> bool:
+        """Note that the broker has given a queue a new name: its bindings are for that now. False: it is no new one."""
         with self._lock:
             if old == new or old not in self._queues:
-                return
+                return False
             self._queues = {new if name == old else name: queue for name, queue in self._queues.items()}
             self._bindings = {
                 dataclasses.replace(each, destination=new) if _leads_to(each, "queue", old) else each: None
@@ -81,10 +87,21 @@ class TopologyRecord:
             self._consumers[new] += self._consumers.pop(old, 0)
             self._names = {was: new if now == old else now for was, now in self._names.items()}
             self._names[old] = new
+            return True
 
     def current(self, queue: str) -> str:
         """Return what the queue that was once called so is called now."""
         return self._names.get(queue, queue)
+
+    def present(self, entity: E) -> E:
+        """Return *entity* with the name that its queue has now."""
+        if isinstance(entity, Queue) and self.current(entity.name) != entity.name:
+            return dataclasses.replace(entity, name=self.current(entity.name))
+        if isinstance(entity, Binding) and entity.kind == "queue":
+            destination = self.current(str(entity.destination))
+            if destination != entity.destination:
+                return dataclasses.replace(entity, destination=destination)
+        return entity
 
     def has_queue(self, name: str) -> bool:
         """Whether a queue of that present name is to be declared on the next link."""

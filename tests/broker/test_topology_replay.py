@@ -15,6 +15,7 @@ from labkit import (
     Exchange,
     Publisher,
     Queue,
+    QueueRenamed,
 )
 from tests.broker.connections import own_virtual_host, through_a_proxy
 from tests.view import until
@@ -165,6 +166,52 @@ def test_a_consumer_of_a_queue_that_the_broker_named_follows_its_new_name(settin
             publisher.publish("2", exchange="news", routing_key="").result()
             until(lambda: handled == [b"1", b"2"])
         connection.channel().delete(Exchange("news"))
+
+
+def test_a_replaced_name_means_the_queue_that_has_another_now(settings, view):
+    """The user knows the name from before the cut: with it they bind, look, get, consume, unbind and delete."""
+    handled = []
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        before = definitions(view, settings)
+        channel = connection.channel()
+        channel.declare(Exchange("replaced", type="topic"))
+        old = channel.declare(Queue(exclusive=True)).name
+        channel.declare(Binding("replaced", old, "a"))
+        for _ in range(2):
+            cut(proxy, timeline)
+        channel = connection.channel()
+        channel.declare(Binding("replaced", old, "b"))
+        channel.publish("x", exchange="replaced", routing_key="b")
+        present = channel.declare(Queue(old), passive=True).name
+        until(lambda: channel.get(old)).ack()
+        tag = channel.consume(old, handled.append)
+        channel.publish("x", exchange="replaced", routing_key="a")
+        until(lambda: [each.queue for each in handled] == [present])
+        channel.cancel(tag)
+        channel.delete(Binding("replaced", old, "a"))
+        cut(proxy, timeline)
+        keys = [each["routing_key"] for each in view.get(f"bindings/{settings.virtual_host}") if each["source"]]
+        assert keys == ["b"]
+        channel = connection.channel()
+        channel.delete(Queue(old))
+        channel.delete(Exchange("replaced"))
+        assert definitions(view, settings) == before
+        cut(proxy, timeline)
+        assert definitions(view, settings) == before
+
+
+def test_the_new_name_of_a_queue_is_told_before_the_connection_is_open_again(settings):
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channel = connection.channel()
+        name = channel.declare(Queue(exclusive=True)).name
+        channel.declare(Queue("mine", exclusive=True))
+        cut(proxy, timeline)
+        names = timeline.names()
+        assert names.count("QueueRenamed") == 1
+        assert names.index("QueueRenamed") < names.index("ConnectionRecovered")
+        told = timeline.wait_for(QueueRenamed, timeout=0)
+        assert told.old == name
+        assert connection.channel().declare(Queue(told.new), passive=True).name == told.new != name
 
 
 def test_a_message_that_goes_again_finds_its_queue_there(settings):

@@ -26,6 +26,7 @@ NAMES = [
     "ConsumerCancelled",
     "DeclarationRefused",
     "MessageReturned",
+    "QueueRenamed",
 ]
 
 

@@ -179,6 +179,7 @@ CAUSE = ConnectionRefusedError(111, "Connection refused")
         (events.ChannelClosed(number=4, reason=CAUSE), logging.WARNING, "channel 4 closed: ConnectionRefusedError"),
         (events.ConsumerCancelled(queue="work"), logging.WARNING, "'work'"),
         (events.DeclarationRefused(what="queue 'work'", reason=CAUSE), logging.ERROR, "queue 'work' did not come back"),
+        (events.QueueRenamed(old="amq.gen-1", new="amq.gen-2"), logging.INFO, "'amq.gen-1' is 'amq.gen-2' now"),
         (events.MessageReturned(exchange="", routing_key="nowhere"), logging.WARNING, "NO_ROUTE"),
     ],
 )

@@ -117,3 +117,26 @@ def test_what_was_deleted_meanwhile_is_not_held():
     assert all(it.holds(*each) for each in steps)
     it.deleted(Queue("work"))
     assert [it.holds(*each) for each in steps] == [True, False, False]
+
+
+def test_what_is_said_under_a_replaced_name_is_about_the_queue_that_has_another_now():
+    it = TopologyRecord()
+    it.declared(Queue(exclusive=True), "amq.gen-1")
+    it.declared(Binding("logs", "amq.gen-1", "a"))
+    assert it.renamed("amq.gen-1", "amq.gen-2")
+    assert not it.renamed("amq.gen-2", "amq.gen-2")
+    it.declared(Binding("logs", "amq.gen-1", "b"))
+    assert held(it)[1:] == [Binding("logs", "amq.gen-2", "a"), Binding("logs", "amq.gen-2", "b")]
+    it.deleted(Binding("logs", "amq.gen-1", "a"))
+    assert held(it)[1:] == [Binding("logs", "amq.gen-2", "b")]
+    it.deleted(Queue("amq.gen-1"))
+    assert len(it) == 0
+
+
+def test_only_queues_have_replaced_names():
+    it = TopologyRecord()
+    it.declared(Queue(), "amq.gen-1")
+    it.renamed("amq.gen-1", "amq.gen-2")
+    same = [Queue(), Queue("work"), Exchange("amq.gen-1"), Binding("logs", "amq.gen-1", kind="exchange")]
+    assert [it.present(each) for each in same] == same
+    assert it.present(Queue("amq.gen-1", durable=False)) == Queue("amq.gen-2", durable=False)
