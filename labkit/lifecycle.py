@@ -52,6 +52,8 @@ class Role(Protocol):
 
         Later, once: ``done(n)`` when all is there, with the number of messages sent again; or ``done(error)``, and
         the attempt has failed. The connection is not OPEN, and nobody has heard of it, before every role is done.
+        One that makes many round trips notes each in ``link.stepped_at``: a link without any for ``stack_timeout`` is
+        given up.
         """
 
     def lost(self, reason: BaseException) -> None:

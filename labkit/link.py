@@ -88,6 +88,7 @@ class Link:
     Attributes:
         generation: Which of the owner's links it is, from 1.
         on_loss: Who waits for something on it, and gets the error if it ends first.
+        stepped_at: When, on the monotonic clock, the last step of restoring what lives on it was done.
         tls: What TLS means on it; None: plain AMQP, or not open yet.
     """
 
@@ -102,6 +103,7 @@ class Link:
         self.blocked_at = 0.0
         self.blocked_for = ""
         self.opened_at = 0.0
+        self.stepped_at = 0.0
         self.connection: JoiningConnection | None = None
         self.tls: TlsSession | None = None
         self.channels: set[ChannelCore] = set()

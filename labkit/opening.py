@@ -7,6 +7,7 @@ change of state.
 import dataclasses
 import logging
 import threading
+import time
 
 import pika
 import pika.exceptions as px
@@ -35,11 +36,12 @@ def follow(
         NotConnected: it was closed meanwhile.
         ConfigurationError: a TLS file cannot be read.
     """
+    ends = time.monotonic() + deadline
     bringup = Bringup(
         settings,
         _Reporter(life, way),
         SystemClock(),
-        lambda parameters: _open_one(life, way, parameters),
+        lambda parameters: _open_one(life, way, parameters, ends),
         backoff=backoff,
         deadline=deadline,
         stop=way.stop,
@@ -92,8 +94,8 @@ class _Reporter:
         life.io.post(lambda: life.hear(way, event))
 
 
-def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) -> Link:
-    """Return an open link to one address, with every role restored on it."""
+def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters, ends: float) -> Link:
+    """Return an open link to one address, with every role restored on it before *ends*."""
     limit = parameters.stack_timeout
     opened, restored = Waiter(), Waiter()
     link = Link(life.io, life)
@@ -113,8 +115,9 @@ def _open_one(life: Lifecycle, way: Way, parameters: pika.ConnectionParameters) 
     try:
         life.io.post(start)
         _wait(opened, limit + 1.0, "the handshake")  # Pika's own limit ends it; 1 s for a busy loop
+        link.stepped_at = time.monotonic()
         life.io.post(lambda: _restore(life, way, link, restored))
-        _wait(restored, limit, "restoring what was there before")
+        _wait_for_steps(restored, link, limit, ends)
     except BaseException as exc:
         text = f"given up: {exc!r}"
         opened.is_abandoned = True
@@ -140,6 +143,7 @@ def _restore(life: Lifecycle, way: Way, link: Link, restored: Waiter) -> None:
             restored.settle(error=told)
             return
         way.replayed += told
+        link.stepped_at = time.monotonic()
         _restore(life, way, link, restored)
 
     begin_restoring(role, link, done)
@@ -149,3 +153,14 @@ def _wait(waiter: Waiter, seconds: float, what: str) -> None:
     if not waiter.wait(seconds):
         raise TimeoutError(f"{what} took longer than {seconds:.1f} s")
     waiter.result()
+
+
+def _wait_for_steps(restored: Waiter, link: Link, limit: float, ends: float) -> None:
+    """Wait until all is restored. *limit* is for a step: how many there are is the user's, and so is *ends*."""
+    while not restored.wait(min(link.stepped_at + limit, ends) - time.monotonic()):
+        now = time.monotonic()
+        if now >= ends:
+            raise TimeoutError("restoring what was there before took longer than there was time")
+        if now >= link.stepped_at + limit:
+            raise TimeoutError(f"restoring what was there before: no step within {limit:.1f} s")
+    restored.result()

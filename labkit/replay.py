@@ -72,6 +72,7 @@ class _Run:
         self._step = None
         if not self._link.is_open:
             return
+        self._link.stepped_at = time.monotonic()
         if not self._steps and self._are_bindings_due:
             # Only now: the queues that the broker names have their new names.
             self._are_bindings_due = False

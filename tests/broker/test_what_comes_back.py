@@ -9,6 +9,7 @@ from labkit import (
     AttemptFailed,
     Binding,
     ChannelLost,
+    ConnectError,
     Connection,
     ConnectionLost,
     ConnectionRecovered,
@@ -20,7 +21,7 @@ from labkit import (
     State,
     Unroutable,
 )
-from labkit.lab.wire import LimitData, Proxy, Refuse, Stall
+from labkit.lab.wire import Latency, LimitData, Proxy, Refuse, Stall
 from tests.broker.connections import EAGER, SLACK, connected, own_virtual_host, through_a_proxy
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 from tests.broker.test_topology_replay import cut, definitions, exists
@@ -148,6 +149,53 @@ def test_links_that_die_in_the_middle_of_the_replay_cost_time_and_nothing_else(s
             timeline.wait_for(ConnectionRecovered, timeout=20, since=mark)
             assert definitions(view, settings) == before
         assert "DeclarationRefused" not in timeline.names()
+
+
+MANY = 60
+SLOW = Latency(0.02)  # so that the queues take a few seconds, and each of them little
+IMPATIENT = {"stack_timeout": 1.0, "heartbeat": 60}
+
+
+def declare_many(connection, name):
+    """Declare many queues; return the last one."""
+    queues = [Queue(f"{name} {number}", exclusive=True) for number in range(MANY)]
+    with connection.channel() as channel:
+        for each in queues:
+            channel.declare(each)
+    return queues[-1]
+
+
+def test_a_topology_that_takes_longer_than_the_stack_timeout_comes_back(settings):
+    """The limit is for a step, not for all of them: a slow line would otherwise never be open again."""
+    with through_a_proxy(settings, recovery=True, **IMPATIENT) as (proxy, connection, timeline):
+        last = declare_many(connection, "slow")
+        with proxy.fault(SLOW):
+            proxy.cut()
+            recovered = timeline.wait_for(ConnectionRecovered, timeout=15)
+        assert recovered.seconds > IMPATIENT["stack_timeout"]
+        assert exists(settings, last)
+
+
+def test_a_replay_that_stalls_ends_at_the_stack_timeout(settings):
+    with through_a_proxy(settings, recovery=True, **IMPATIENT) as (proxy, connection, timeline):
+        declare_many(connection, "stalled")
+        with proxy.fault(Stall(), direction="downstream", at_frame="Queue.DeclareOk", count=MANY // 2):
+            proxy.cut()
+            failed = timeline.wait_for(AttemptFailed, timeout=IMPATIENT["stack_timeout"] + SLACK)
+        assert isinstance(failed.error, TimeoutError)
+        assert "restoring" in str(failed.error)
+        timeline.wait_for(ConnectionRecovered, timeout=15)
+
+
+def test_an_open_ends_at_its_deadline_however_the_replay_goes_on(settings):
+    with through_a_proxy(settings, recovery=True, heartbeat=60) as (proxy, connection, _):
+        declare_many(connection, "late")
+        connection.close()
+        with proxy.fault(SLOW):
+            began = time.monotonic()
+            with pytest.raises(ConnectError, match="restoring"):
+                connection.open(deadline=0.8)
+            assert time.monotonic() - began < 0.8 + SLACK / 2  # all of it takes twice that
 
 
 # What was ended, or never wanted, is not
