@@ -182,7 +182,7 @@ class RecoveringFacade(Generic[R]):
                 role = self._role = self._make_role(life)
             try:
                 if role not in life.roles:
-                    self._add(role, seconds)
+                    self._add(role, max(0.0, ends - time.monotonic()))
                 connection.open(deadline=max(0.0, ends - time.monotonic()))
                 self._wait_until_ready(role, ends, seconds)
             except BaseException as exc:
