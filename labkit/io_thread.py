@@ -109,7 +109,7 @@ class Timer:
         self._handle = handle
 
     def cancel(self) -> None:
-        """Do not run it; nothing happens if it ran."""
+        """Do not run it; nothing happens if it ran, or its loop has crashed."""
         ioloop, self._ioloop = self._ioloop, None
         if ioloop is not None:
             ioloop.remove_timeout(self._handle)

@@ -108,7 +108,8 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
     def lost(self, reason: BaseException) -> None:
         """Go on watching the deadlines; on another loop, if the old one has crashed."""
         del reason
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()  # else it would go on beside the next one
         self._look_at_deadlines()
 
     def ended(self, reason: BaseException | None) -> None:

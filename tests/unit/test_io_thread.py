@@ -9,6 +9,7 @@ import pytest
 from labkit import io_thread as module
 from labkit.errors import DeadlineExceeded, NotConnected
 from labkit.io_thread import IoThread, Waiter
+from tests.view import until
 
 
 @pytest.fixture
@@ -178,6 +179,20 @@ def test_a_crash_fails_who_waits_tells_guests_on_a_new_loop_and_loses_no_functio
     told = {what if what == "dispose" else "crashed": thread for thread, what in guest.told}
     assert told["dispose"] is old
     assert told["crashed"] is not old
+
+
+def test_a_timer_of_a_loop_that_crashed_can_be_cancelled_on_the_next_one(io, monkeypatch):
+    monkeypatch.setattr(module, "DISPOSAL", 0.05)
+    ran = []
+    timers = [io.call(lambda: io.call_later(60, lambda: ran.append(1)), timeout=10) for _ in range(2)]
+    old = io._loop.thread
+    crash(io)
+    until(lambda: io.crashes)
+    io.call(timers[0].cancel, timeout=10)  # while the old loop closes its sockets, perhaps
+    old.join(10)
+    io.call(timers[1].cancel, timeout=10)
+    assert not old.is_alive()
+    assert ran == []
 
 
 def test_calls_from_many_threads_while_the_loop_comes_and_goes_are_all_answered(io, monkeypatch):
