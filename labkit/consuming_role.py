@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pika
@@ -127,12 +128,33 @@ class ConsumingChannel(RoleChannel):
             routing_key=method.routing_key,
             queue=self._role.queue,
         )
-        self._role.mailbox.put(lambda: self._role.handle(self.waiting.pop(tag, None)))
+        self._role.mailbox.put(Turn(self, tag))
+
+    def hand_over(self, tag: int) -> None:
+        """Call the handler with what waits under *tag*; on the consumer's own thread."""
+        self._role.handle(self.waiting.pop(tag, None))
+
+    def forget_waiting(self) -> None:
+        """The broker delivers it again: it must not take up the places of what comes on the next channel."""
+        self.waiting.clear()
+        self._role.mailbox.drop(lambda task: isinstance(task, Turn) and task.channel is self)
 
     def _cancelled_by_broker(self, frame: Any) -> None:
         if not self.is_closed:
             self.link.emit(ConsumerCancelled(queue=self._role.queue, consumer_tag=frame.method.consumer_tag))
             self._role.cancelled(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The place of a delivery in the line before the handler."""
+
+    channel: ConsumingChannel
+    tag: int
+
+    def __call__(self) -> None:
+        """It is its turn."""
+        self.channel.hand_over(self.tag)
 
 
 class ConsumerRole(RecoveringRole[ConsumingChannel]):
@@ -153,7 +175,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         self.declared = queue if isinstance(queue, Queue) else None
         self.queue = queue.name if isinstance(queue, Queue) else queue
         self.prefetch = prefetch
-        self.mailbox = Mailbox("labkit-consumer", limit=WAITING_MAX)
+        self.mailbox = Mailbox("labkit-consumer", limit=2 * WAITING_MAX)  # the prefetch, and ends of channels
         self.dropped_acks = 0
         self.handled = 0
         self.failures = 0
@@ -189,7 +211,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
 
     def channel_ended(self, channel: ConsumingChannel, reason: BaseException | None) -> None:
         """Forget what waits: the broker delivers it again. If only the channel has ended, try another."""
-        channel.waiting.clear()
+        channel.forget_waiting()
         if channel is not self.channel:
             return
         self.channel = None
@@ -206,7 +228,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         if channel is self.channel and not self.is_stopped:
             link = channel.link
             self.channel = None
-            channel.waiting.clear()
+            channel.forget_waiting()
             # Not closed at once: the handler's present delivery may still be settled on it.
             self.mailbox.put(lambda: self.life.io.post(channel.close))
             self._try_again(link)

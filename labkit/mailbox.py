@@ -4,6 +4,7 @@ The thread is a daemon, starts with the first task and ends when there has been 
 connections that nobody listens to need none.
 """
 
+import contextlib
 import logging
 import math
 import queue
@@ -47,15 +48,17 @@ class Mailbox:
         """Queue *task* and return at once; False if it was dropped."""
         return self._add(task, self._limit)
 
-    def clear(self) -> int:
-        """Forget the tasks that have not begun; return how many."""
-        count = 0
-        try:
-            while True:
-                self._tasks.get_nowait()
-                count += 1
-        except queue.Empty:
-            return count
+    def drop(self, is_stale: Callable[[Task], bool]) -> int:
+        """Forget what has not begun and *is_stale*; return how many tasks that were. The others keep their order."""
+        tasks: list[Task] = []
+        with self._lock:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    tasks.append(self._tasks.get_nowait())
+            kept = [each for each in tasks if not is_stale(each)]
+            for each in kept:
+                self._tasks.put(each)
+        return len(tasks) - len(kept)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all tasks queued so far are done; False if they are not within *timeout* seconds.

@@ -1,6 +1,7 @@
 """Tasks run in order, one at a time, on a thread that is there only while it is needed."""
 
 import threading
+from functools import partial
 
 import pytest
 
@@ -68,15 +69,17 @@ def test_flush_gives_up_in_time_and_inside_a_task_at_once(mailbox):
     assert answers == [False]
 
 
-def test_cleared_tasks_do_not_run(mailbox):
+def test_stale_tasks_do_not_run_and_the_others_keep_their_order(mailbox):
     go, begun, done = threading.Event(), threading.Event(), []
     mailbox.put(lambda: (begun.set(), go.wait(10)))
     assert begun.wait(10)
-    mailbox.put(lambda: done.append(1))
-    assert mailbox.clear() == 1
+    tasks = [partial(done.append, number) for number in range(6)]
+    for each in tasks:
+        mailbox.put(each)
+    assert mailbox.drop(lambda task: task in tasks[::2]) == 3
     go.set()
     assert mailbox.flush(10)
-    assert done == []
+    assert done == [1, 3, 5]
 
 
 def test_putting_from_many_threads_loses_nothing_while_the_thread_comes_and_goes(monkeypatch):
