@@ -86,7 +86,8 @@ def measure_idle(settings: BrokerSettings, way: str, count: int, idle: float) ->
 
 def measure_in_a_process(settings: BrokerSettings, way: str, count: int, idle: float) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, __file__, settings.to_url(mask=False), "--child", way, str(count), str(idle)],
+        [sys.executable, __file__, "--child", way, str(count), str(idle)],
+        input=settings.to_url(mask=False),  # not an argument: those are for everybody to read
         capture_output=True, text=True, timeout=idle + 300, check=True,
     )  # fmt: skip
     result: dict[str, float] = json.loads(done.stdout)
@@ -159,7 +160,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/measured.md")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    settings = BrokerSettings.from_url(options.url).replace(heartbeat=2)
+    url = sys.stdin.read() if options.child else options.url
+    settings = BrokerSettings.from_url(url).replace(heartbeat=2)
     if options.child:
         way, count, idle = options.child
         print(json.dumps(measure_idle(settings, way, int(count), float(idle))))

@@ -167,8 +167,9 @@ class Watched:
         return False
 
 
-def child(name: str, url: str, queue: str) -> None:
-    """Be one of the programs; standard input ends when it is to stop."""
+def child(name: str, queue: str) -> None:
+    """Be one of the programs; standard input says where the broker is, and ends when it is to stop."""
+    settings = BrokerSettings.from_url(sys.stdin.readline().strip())
     stop = threading.Event()
 
     def listen() -> None:
@@ -180,7 +181,7 @@ def child(name: str, url: str, queue: str) -> None:
     def sent(number: int) -> None:
         print(number, repr(time.monotonic()), flush=True)
 
-    PROGRAMS[name](BrokerSettings.from_url(url), queue, sent, stop)
+    PROGRAMS[name](settings, queue, sent, stop)
 
 
 def start(name: str, settings: BrokerSettings) -> Watched:
@@ -190,9 +191,12 @@ def start(name: str, settings: BrokerSettings) -> Watched:
     connection.channel().queue_declare(queue, durable=True)
     connection.close()
     process = subprocess.Popen(
-        [sys.executable, __file__, "--child", name, settings.to_url(mask=False), queue],
+        [sys.executable, __file__, "--child", name, queue],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(settings.to_url(mask=False) + "\n")  # not an argument: those are for everybody to read
+    process.stdin.flush()
     watched = Watched(name, process, queue)
     threading.Thread(target=watched.listen, daemon=True).start()
     return watched
@@ -259,7 +263,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=RESTARTS, help=f"how many (default {RESTARTS})")
     parser.add_argument("--quick", action="store_true", help="one kill and one restart, close together: does it run?")
     parser.add_argument("--write", action="store_true", help="put the table into docs/measured.md")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(*options.child)

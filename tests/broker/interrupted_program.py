@@ -1,6 +1,7 @@
 """A program whose calls are interrupted at random moments, and which looks after each interrupt at what is left.
 
-``python -m tests.broker.interrupted_program URL VERB SEED COUNT``; it ends with 0 if all was well.
+``python -m tests.broker.interrupted_program VERB SEED COUNT``, with the broker's URL on standard input; it ends with 0
+if all was well.
 
 The kernel's timer sends a signal, and its handler raises KeyboardInterrupt between two steps of whatever the program
 does: in Pika, in a ``finally``, in the logging of either. After each of COUNT interrupts of VERB
@@ -167,4 +168,4 @@ def main(url, verb, seed, count):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.stdin.read(), *sys.argv[1:])

@@ -270,7 +270,7 @@ def test_child_process_gets_its_own_channels_and_the_parent_keeps_its_own(settin
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads: that is what this is about
 from labkit import BrokerSettings, ChannelLost, ChannelPool, Queue
-pool = ChannelPool(BrokerSettings.from_url(sys.argv[1]), max_size=2)
+pool = ChannelPool(BrokerSettings.from_url(sys.stdin.read()), max_size=2)
 held = pool.checkout(confirm=True)
 with pool.channel() as channel:
     channel.declare(Queue("work"))

@@ -270,7 +270,7 @@ def test_child_process_gets_its_own_connections_and_the_parent_keeps_its_own(set
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads: that is what this is about
 from labkit import BrokerSettings, ConnectionPool, Queue
-pool = ConnectionPool(BrokerSettings.from_url(sys.argv[1]), max_size=2)
+pool = ConnectionPool(BrokerSettings.from_url(sys.stdin.read()), max_size=2)
 with pool.connection() as connection:
     child = os.fork()
     if child == 0:
@@ -294,7 +294,7 @@ def test_exit_without_close_is_quick_and_silent(settings):
     program = """
 import sys
 from labkit import BrokerSettings, ConnectionPool
-pool = ConnectionPool(BrokerSettings.from_url(sys.argv[1]), min_size=3)
+pool = ConnectionPool(BrokerSettings.from_url(sys.stdin.read()), min_size=3)
 pool.open(wait=True)
 lease = pool.checkout()
 print("end")
@@ -305,8 +305,9 @@ print("end")
 def run(program, settings, expected):
     url = settings.to_url(mask=False)
     done = subprocess.run(
-        [sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, env=os.environ, check=False
-    )
+        [sys.executable, "-c", program],
+        input=url, capture_output=True, text=True, timeout=60, env=os.environ, check=False,
+    )  # fmt: skip
     assert (done.stdout.strip(), done.stderr, done.returncode) == (expected, "", 0)
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.broker
 PROGRAM = """
 import sys
 from labkit import BrokerSettings, Publisher
-publisher = Publisher(BrokerSettings.from_url(sys.argv[1])).open()
+publisher = Publisher(BrokerSettings.from_url(sys.stdin.read())).open()
 publisher.publish_many([str(number) for number in range(500)], routing_key="work")
 """
 
@@ -111,8 +111,8 @@ def test_a_child_process_waits_for_no_message_of_its_parent(settings):
 def test_what_is_on_its_way_at_exit_is_sent(settings):
     with Connection(settings) as connection:
         connection.channel().declare(Queue("work"))
-    program = [sys.executable, "-W", "error", "-c", PROGRAM, settings.to_url(mask=False)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    program, url = [sys.executable, "-W", "error", "-c", PROGRAM], settings.to_url(mask=False)
+    done = subprocess.run(program, input=url, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len(drained(settings)) == 500
 

@@ -18,7 +18,7 @@ VERBS = ("publish", "consume", "open", "close")
 def interrupt(settings, verb, seed, count):
     program = [sys.executable, "-m", "tests.broker.interrupted_program"]
     done = subprocess.run(
-        [*program, settings.to_url(mask=False), verb, str(seed), str(count)],
+        [*program, verb, str(seed), str(count)], input=settings.to_url(mask=False),
         cwd=project(), capture_output=True, text=True, timeout=60 + count, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import random
 import signal
 import socket
@@ -173,13 +172,13 @@ def test_an_interrupted_caller_leaves_a_usable_proxy(settings, where):
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_fork_closes_the_childs_copy_and_leaves_the_parents_alone(settings, tmp_path):
     program = textwrap.dedent("""
-        import json, os, sys, time, warnings
+        import os, sys, time, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
         import pika
         from labkit.lab.wire import Proxy
         from labkit.settings import BrokerSettings
 
-        proxy = Proxy(BrokerSettings(**json.loads(sys.argv[1]))).open()
+        proxy = Proxy(BrokerSettings.from_url(sys.stdin.read())).open()
         connection = pika.BlockingConnection(proxy.settings().to_pika())
         child = os.fork()
         if not child:
@@ -200,11 +199,9 @@ def test_a_fork_closes_the_childs_copy_and_leaves_the_parents_alone(settings, tm
         os.kill(child, 9)
         os.waitpid(child, 0)
     """)
-    known = {"host": settings.host, "port": settings.port, "virtual_host": settings.virtual_host}
-    credentials = settings.to_pika()[0].credentials
-    known |= {"username": credentials.username, "password": credentials.password}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, json.dumps(known)],
+        [sys.executable, "-W", "error", "-c", program],
+        input=settings.to_url(mask=False),
         capture_output=True,
         text=True,
         timeout=60,
