@@ -4,6 +4,7 @@ import random
 import re
 import threading
 import time
+import uuid
 
 import pika.exceptions as px
 import pytest
@@ -226,9 +227,11 @@ class Recorder:
 
     def restore(self, link, done):
         self.told.append(("restore", link.generation, threading.current_thread().name))
+        # Another name each time: the broker may not have noticed yet that the old link, and so its queue, is gone.
+        self.queue = f"of-the-role-{uuid.uuid4().hex}"
         link.connection.channel(
             on_open_callback=lambda channel: channel.queue_declare(
-                "of-the-role", exclusive=True, callback=lambda _: done(self.outcome)
+                self.queue, exclusive=True, callback=lambda _: done(self.outcome)
             )
         )
 
@@ -245,7 +248,7 @@ def test_a_role_is_restored_before_anyone_hears_of_the_recovery(settings):
         connection._add_role(role)
         proxy.cut()
         assert timeline.wait_for(ConnectionRecovered, timeout=10).replayed == 7
-        assert connection.channel().declare(Queue("of-the-role"), passive=True).consumers == 0
+        assert connection.channel().declare(Queue(role.queue), passive=True).consumers == 0
     assert role.told == [
         ("restore", 1, "labkit-io"),
         ("lost", "StreamLostError"),
