@@ -5,6 +5,7 @@ import uuid
 from contextlib import contextmanager
 
 import psutil
+import pytest
 
 from labkit import Connection, Timeline
 from labkit.io_thread import SHARED
@@ -44,10 +45,13 @@ def through_a_proxy(settings, *, heartbeat=2, recovery=False, backoff=BRISK, **c
 
 
 @contextmanager
-def own_virtual_host(broker):
-    """Settings for a virtual host of its own."""
+def own_virtual_host(broker, *, tls=False):
+    """Settings for a virtual host of its own, by the plain listener or by that for TLS."""
+    if tls and "tls" not in broker.capabilities:
+        pytest.skip("needs a broker with the lab's TLS listener")
     name = f"test-{uuid.uuid4().hex[:12]}"
-    yield broker.vhost(name).replace(connection_name=name)
+    broker.vhost(name)
+    yield broker.settings(name, tls=tls).replace(connection_name=name)
     broker.delete_vhost(name)
 
 

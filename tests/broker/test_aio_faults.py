@@ -18,9 +18,9 @@ pytestmark = pytest.mark.broker
 SLACK = 2.0
 
 
-@pytest.fixture
-def proxy(settings):
-    with Proxy(settings) as proxy:
+@pytest.fixture(params=["settings", "encrypted"], ids=["plain", "tls"])
+def proxy(request):
+    with Proxy(request.getfixturevalue(request.param)) as proxy:
         yield proxy
 
 

@@ -29,10 +29,10 @@ CALLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def settings(broker):
-    """One virtual host for all tests here: making one takes longer than most of them."""
-    with own_virtual_host(broker) as settings:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
+def settings(broker, request):
+    """One virtual host for all tests here, each by both listeners: making one takes longer than most of them."""
+    with own_virtual_host(broker, tls=request.param) as settings:
         yield settings
 
 

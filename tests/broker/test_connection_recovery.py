@@ -44,10 +44,10 @@ from tests.view import until
 pytestmark = pytest.mark.broker
 
 
-@pytest.fixture(scope="module")
-def settings(broker):
-    """One virtual host for all tests here: making one takes longer than most of them."""
-    with own_virtual_host(broker) as settings:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
+def settings(broker, request):
+    """One virtual host for all tests here, each by both listeners: making one takes longer than most of them."""
+    with own_virtual_host(broker, tls=request.param) as settings:
         yield settings
 
 
@@ -77,6 +77,7 @@ def test_with_recovery_each_cut_is_lost_then_recovered(settings):
             with pytest.raises(ChannelLost):
                 channel.get("any")
             assert connection.channel().is_open
+            assert (connection.status().tls is None) == (settings.tls is None)
     lost = [event for event in timeline.events if isinstance(event, ConnectionLost)]
     assert [event.generation for event in lost] == [1, 2, 3]
     assert all(str(event.reason) for event in lost)
@@ -116,8 +117,9 @@ def test_a_half_open_link_is_noticed_within_two_heartbeats_and_a_second(settings
 
 
 def test_a_stalled_upstream_is_noticed_by_the_broker_and_said(settings):
+    silence = Stall() if settings.tls else DropHeartbeats()  # what is encrypted cannot be told apart
     with through_a_proxy(settings, heartbeat=1, recovery=True) as (proxy, _, timeline):
-        with proxy.fault(DropHeartbeats(), direction="upstream"):
+        with proxy.fault(silence, direction="upstream"):
             timeline.wait_for(ConnectionLost, timeout=15)
         timeline.wait_for(ConnectionRecovered, timeout=10)
 

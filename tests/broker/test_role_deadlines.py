@@ -82,7 +82,8 @@ def while_the_line_is(fault, settings, *, slack):
         assert Outcome.CONFIRMED not in outcomes
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_call_of_the_roles_ends_in_time_while_the_line_is(broker, fault):
-    with own_virtual_host(broker) as settings:
+def test_every_call_of_the_roles_ends_in_time_while_the_line_is(broker, fault, tls):
+    with own_virtual_host(broker, tls=tls) as settings:
         while_the_line_is(fault, settings, slack=SLACK)

@@ -38,9 +38,9 @@ from labkit import (
 from labkit.errors import Kind
 from labkit.lab import brokers
 from labkit.lab.certificates import ELSEWHERE, LabCertificates
-from labkit.lab.wire import Proxy, Refuse, Stall, TlsTerminator
+from labkit.lab.wire import Proxy, Refuse, TlsTerminator
 from labkit.tls_session import tls_session
-from tests.broker.connections import BRISK, SLACK, connected, own_virtual_host, through_a_proxy
+from tests.broker.connections import BRISK, connected, own_virtual_host, through_a_proxy
 from tests.broker.test_adapters import ADAPTERS, THREAD_SAFE, ends, events, on_every_adapter
 from tests.broker.tls import showing
 from tests.view import until
@@ -357,17 +357,6 @@ def test_a_publisher_loses_nothing_over_cuts_of_a_tls_link(secure):
             arrived.add(message.body)
             message.ack()
         assert arrived == {str(number).encode() for number in range(300)}
-
-
-def test_a_half_open_tls_link_is_noticed_in_time(secure):
-    with through_a_proxy(secure, heartbeat=1, recovery=True) as (proxy, connection, timeline):
-        with proxy.fault(Stall()):
-            started = time.monotonic()
-            lost = timeline.wait_for(ConnectionLost, timeout=10)
-            assert time.monotonic() - started < 2 * 1 + 1 + SLACK
-            assert isinstance(lost.reason, px.AMQPHeartbeatTimeout)
-        timeline.wait_for(ConnectionRecovered, timeout=10)
-        assert connection.channel().is_open
 
 
 def test_recovery_waits_for_a_tls_listener_that_is_down(secure):
