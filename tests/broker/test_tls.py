@@ -40,9 +40,10 @@ from labkit.lab import brokers
 from labkit.lab.certificates import ELSEWHERE, LabCertificates
 from labkit.lab.wire import Proxy, Refuse, TlsTerminator
 from labkit.tls_session import tls_session
+from labkit.verdicts import root_cause
 from tests.broker.connections import BRISK, connected, own_virtual_host, through_a_proxy
 from tests.broker.test_adapters import ADAPTERS, THREAD_SAFE, ends, events, on_every_adapter
-from tests.broker.tls import showing
+from tests.broker.tls import handshake, showing
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -81,14 +82,19 @@ def front(plain, certificates):
     )
 
 
-def refusal(settings, cls):
+def refused(settings, cls):
     """The error of a connect that may be tried five times, and is tried once."""
     with pytest.raises(cls) as caught:
         ConnectionFactory(settings.replace(connection_attempts=5, retry_delay=0.0)).blocking()
     assert (type(caught.value), caught.value.attempts) == (cls, 1)
     assert classify(caught.value).kind is Kind.REFUSED
     assert not classify(caught.value.__cause__).is_retryable
-    return str(caught.value)
+    return caught.value
+
+
+def refusal(settings, cls):
+    """The same, as text."""
+    return str(refused(settings, cls))
 
 
 # -- each cause has its class ------------------------------------------------------------------------------------------
@@ -230,6 +236,17 @@ def test_who_shows_a_client_certificate_gets_in_and_who_does_not_is_told_why(str
     ConnectionFactory(bare.replace(tls=bare.tls.replace(cert_data=as_bytes))).blocking().close()
     assert "cert_file" in refusal(bare, ClientCertificateMissing)
     assert "cert_file" in refusal(showing(bare, strangers), ClientCertificateRefused)
+
+
+@pytest.mark.own_broker
+def test_by_tls_1_3_a_missing_client_certificate_looks_like_another_protocol_and_is_a_refusal(strict):
+    bare = strict.settings(tls=True)
+    newest = bare.replace(tls=bare.tls.replace(minimum_version="TLSv1.3"))
+    with handshake(newest) as link:  # on our side it is over before the broker has looked for a certificate
+        assert link.version() == "TLSv1.3"
+    cause = root_cause(refused(newest, ClientCertificateMissing).__cause__)
+    assert type(cause) is px.IncompatibleProtocolError  # Pika's word for an end before Connection.Start
+    assert "CERTIFICATE_REQUIRED" in str(cause)  # an alert that only TLS 1.3 has (RFC 8446, 6.2)
 
 
 @pytest.mark.own_broker
