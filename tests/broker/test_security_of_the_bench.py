@@ -23,7 +23,8 @@ from labkit import (
 from labkit.lab import Lab
 from labkit.lab.brokers.credentials import new_password
 from labkit.lab.brokers.state import STATE_FILE, StateFile
-from labkit.lab.wire import Proxy
+from labkit.lab.certificates import LabCertificates
+from labkit.lab.wire import Proxy, TlsTerminator
 from tests.broker.connections import own_virtual_host
 
 pytestmark = pytest.mark.broker
@@ -62,13 +63,15 @@ def known_secrets(broker, record):
 
 
 @on_linux
-def test_nothing_of_the_bench_listens_beyond_loopback(record, settings):
-    with Proxy(settings) as proxy:
-        ports = {proxy.settings().port, record.amqp_port, record.management_port, record.dist_port, record.epmd_port}
-        ports |= {record.amqps_port}
+def test_nothing_of_the_bench_listens_beyond_loopback(record, settings, tmp_path):
+    """The notebook server has a test of its own, where it runs."""
+    known = LabCertificates(tmp_path)
+    with Proxy(settings) as proxy, TlsTerminator(settings, known.server("other-ca"), ca_file=known.ca_file) as impostor:
+        own = {proxy.settings().port, impostor.settings().port}
+        ports = own | {record.amqp_port, record.management_port, record.dist_port, record.epmd_port, record.amqps_port}
         listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
         ours = {each.laddr.port: each.laddr.ip for each in listening if each.laddr.port in ports - {0}}
-        assert {record.amqp_port, record.management_port, proxy.settings().port} <= ours.keys()
+        assert own | {record.amqp_port, record.management_port} <= ours.keys()
         assert set(ours.values()) <= LOOPBACK
 
 
