@@ -1,5 +1,6 @@
 """The broker's TLS listener: what is negotiated, who is let in, and who by certificate."""
 
+import queue
 import ssl
 from collections.abc import Iterator
 
@@ -8,7 +9,11 @@ import pika.exceptions
 import pytest
 
 from labkit import (
+    Connection,
+    ConnectionManager,
     ConnectionPool,
+    Consumer,
+    Delivery,
     Publisher,
     SyncConnection,
 )
@@ -66,6 +71,12 @@ def test_a_client_that_trusts_other_authorities_only_is_not_fooled(encrypted: Br
 
 
 def test_every_labkit_class_works_over_tls(encrypted: BrokerSettings) -> None:
+    taken: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def take(delivery: Delivery) -> None:
+        taken.put(delivery.body)
+        delivery.ack()
+
     with SyncConnection(encrypted) as sync:
         sync.channel.queue_declare("over-tls")
         sync.publish("over-tls", "one")
@@ -74,6 +85,17 @@ def test_every_labkit_class_works_over_tls(encrypted: BrokerSettings) -> None:
     with Publisher(encrypted) as publisher:
         assert publisher.publish("three", routing_key="over-tls").result(timeout=10) is None
     assert [body for _, body in drained(encrypted, "over-tls")] == [b"one", b"two", b"three"]
+    with Connection(encrypted, recovery=True) as connection, Consumer(connection, "over-tls", take) as consumer:
+        connection.channel().publish("four", routing_key="over-tls")
+        assert taken.get(timeout=10) == b"four"
+        assert consumer.is_consuming
+        assert connection.status().tls is not None
+    with ConnectionManager(encrypted) as manager:
+        manager.consume("over-tls", take)
+        manager.publish("", "over-tls", "five").result(timeout=10)
+        assert taken.get(timeout=10) == b"five"
+        assert [each.status().tls is not None for each in manager.connections] == [True, True]
+    assert drained(encrypted, "over-tls") == []
 
 
 # --- by certificate --------------------------------------------------------------------------------
