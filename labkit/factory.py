@@ -182,7 +182,8 @@ class ConnectionFactory:
 
         Call it on the reactor's thread. Twisted makes the connection; deadlines, hosts, TLS and events are those
         of :meth:`blocking`. The Deferred fails with ConnectError, Pika's error being its ``__cause__``; the
-        connection's ``closed`` Deferred fires with what ended it.
+        connection's ``closed`` Deferred fires with what ended it. Cancelled (``addTimeout``, say), it makes no new
+        attempt, and closes what the running one still opens.
 
         Raises:
             MissingExtra: Twisted is not installed.

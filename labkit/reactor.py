@@ -40,17 +40,27 @@ def connect(
 ) -> defer.Deferred[Any]:
     """Return a Deferred of an open connection; it fails with ConnectError. Call it on the reactor's thread.
 
-    ``on_end(connection, reason)`` is called first of all when the connection, once open, has ended.
+    ``on_end(connection, reason)`` is called first of all when the connection, once open, has ended. Cancelled, the
+    Deferred fails with Twisted's CancelledError: the running attempt is the last, and what it opens is closed.
     """
-    opened: defer.Deferred[Any] = defer.Deferred()
-    bringup = Bringup(settings, events, clock, lambda parameters: _from_thread(reactor, parameters, on_end))
+    unwanted = threading.Event()
+    opened: defer.Deferred[Any] = defer.Deferred(lambda _: unwanted.set())
+    bringup = Bringup(
+        settings, events, clock, lambda parameters: _from_thread(reactor, parameters, on_end), stop=unwanted
+    )
 
     def run() -> None:
         try:
             result: Any = bringup.run()
         except Exception:  # noqa: BLE001 - handed on
             result = Failure()
-        reactor.callFromThread(opened.callback, result)  # with a Failure, this is errback()
+        reactor.callFromThread(deliver, result)
+
+    def deliver(result: Any) -> None:
+        if not unwanted.is_set():
+            opened.callback(result)  # with a Failure, this is errback()
+        elif not isinstance(result, Failure) and result.is_open:
+            result.close()
 
     # Not on the reactor's own threads: it waits for those when it stops, and this one may wait for the reactor.
     threading.Thread(target=run, name="labkit-twisted", daemon=True).start()
