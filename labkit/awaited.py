@@ -240,7 +240,7 @@ class _IOServices(_AsyncioIOServicesAdapter):  # type: ignore[misc]
 
     def getaddrinfo(self, host: str, port: int, on_done: Callable[[Any], object], **_: object) -> asyncio.Handle:
         records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return self._loop.call_soon(on_done, records)  # type: ignore[no-any-return]
+        return self.get_native_ioloop().call_soon(on_done, records)  # type: ignore[no-any-return]
 
 
 def settle(future: asyncio.Future[Any], result: Any) -> bool:

@@ -60,22 +60,37 @@ NEEDED = (
     Needed(
         _BASE,
         "_transport",
-        ("private_pika", "owned", "dropping", "reactor", "walk"),
+        ("private_pika", "owned", "dropping", "reactor", "walk", "lab/exercises/notebook_05"),
         "The way to the socket, below; and whether there is one yet, when an attempt is to end.",
     ),
     Needed(
         "pika.adapters.utils.io_services_utils:_AsyncTransportBase",
         "_sock",
-        ("private_pika", "owned", "dropping"),
+        ("private_pika", "owned", "dropping", "lab/exercises/notebook_05"),
         "In a child after a fork the parent's link would stay up after the parent dropped it; an interrupted "
         "BlockingConnection could not be closed; its owner could not wait without Pika reading.",
     ),
     Needed(
         _BLOCKING,
         "_impl",
-        ("private_pika", "owned", "dropping"),
+        ("private_pika", "owned", "dropping", "factory"),
         "No time limit for a BlockingConnection's calls, no way to end it; nobody could say how long its broker's "
-        "certificate holds.",
+        "certificate holds; an alarm would be heard of only once the publish that it holds up has ended: the public "
+        "callbacks run in process_data_events().",
+    ),
+    Needed(
+        "pika.adapters.twisted_connection:TwistedProtocolConnection",
+        "_impl",
+        ("private_pika", "factory", "reactor", "lab/adapters"),
+        "Twisted's connection would lose the error of its handshake, outlive a deadline, and tell of no alarm; the "
+        "bench could not drive it as the others. Publicly it has no callbacks, and its Deferred fails with a number.",
+    ),
+    Needed(
+        _CONNECTION,
+        "_error",
+        ("reactor",),
+        "Whatever ended a connection on Twisted, the factory's listeners would hear of ConnectionDone. Publicly only "
+        "the Deferred closed has the reason, and that is its owner's.",
     ),
     Needed(_BLOCKING, "_ready_events", ("owned",), "An interrupt while waiting would cost the link: see owned.wait()."),
     Needed(_BLOCKING, "_channels_pending_dispatch", ("owned",), "As _ready_events."),
@@ -100,6 +115,12 @@ NEEDED = (
     Needed(_CONNECTION, "_set_connection_state", ("walk",), "As _on_stream_terminated."),
     Needed(
         _BASE, "_adapter_connect_stream", ("walk",), "Adapters would walk the addresses Pika's way, without a deadline."
+    ),
+    Needed(
+        _BASE,
+        "_nbio",
+        ("walk",),
+        "Each kind of loop would need a bring-up of its own: the public ioloop is the bare loop, with its own verbs.",
     ),
     Needed(_BASE, "_on_connection_workflow_done", ("walk",), "As _adapter_connect_stream."),
     Needed(
