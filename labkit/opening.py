@@ -18,7 +18,7 @@ from labkit.events import Event
 from labkit.io_thread import Waiter
 from labkit.lifecycle import Lifecycle, Way, begin_restoring
 from labkit.link import Link
-from labkit.retry import EXPONENT_MAX, Backoff, SystemClock
+from labkit.retry import Backoff, SystemClock
 from labkit.settings import BrokerSettings
 
 LOGGER = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ def start_recovery(
         RuntimeError: no thread can be started.
     """
     # What the pauses have grown to goes on growing. The first one is almost none: most losses are one socket.
-    grown = backoff.initial * backoff.factor ** min(max(0, failures - 1), EXPONENT_MAX)
-    pauses = dataclasses.replace(backoff, initial=min(backoff.maximum, grown))
+    grown = dataclasses.replace(backoff, jitter="none").delay(max(0, failures - 1))
+    pauses = dataclasses.replace(backoff, initial=grown)
 
     def recover() -> None:
         if way.stop.wait(pauses.delay(0)):
