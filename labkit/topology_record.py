@@ -65,14 +65,14 @@ class TopologyRecord:
         """Note that this side has ended one; with the last one the broker deletes an auto-delete queue."""
         with self._lock:
             queue = self.current(queue)
-            self._consumers[queue] -= 1
-            if self._consumers[queue] <= 0 and queue in self._queues and self._queues[queue].auto_delete:
+            is_last = self._one_less(queue)
+            if is_last and queue in self._queues and self._queues[queue].auto_delete:
                 self._drop_queue(queue)
 
     def lost(self, queue: str) -> None:
         """Note that one has ended with its link, or that the broker has ended it: its queue is still wanted."""
         with self._lock:
-            self._consumers[self.current(queue)] -= 1
+            self._one_less(self.current(queue))
 
     def renamed(self, old: str, new: str) -> bool:
         """Note that the broker has given a queue a new name: its bindings are for that now. False: it is no new one."""
@@ -84,7 +84,8 @@ class TopologyRecord:
                 dataclasses.replace(each, destination=new) if _leads_to(each, "queue", old) else each: None
                 for each in self._bindings
             }
-            self._consumers[new] += self._consumers.pop(old, 0)
+            if count := self._consumers.pop(old, 0):
+                self._consumers[new] += count
             self._names = {was: new if now == old else now for was, now in self._names.items()}
             self._names[old] = new
             return True
@@ -125,6 +126,14 @@ class TopologyRecord:
             if isinstance(entity, Queue):
                 return self._queues.get(name) is entity
             return entity in self._bindings
+
+    def _one_less(self, queue: str) -> bool:
+        """Count one consumer less; return whether there is none now. A count of 0 is not kept: names may be many."""
+        self._consumers[queue] -= 1
+        if self._consumers[queue] > 0:
+            return False
+        del self._consumers[queue]
+        return True
 
     def _drop_queue(self, name: str) -> None:
         self._queues.pop(name, None)

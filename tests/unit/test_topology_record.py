@@ -140,3 +140,15 @@ def test_only_queues_have_replaced_names():
     same = [Queue(), Queue("work"), Exchange("amq.gen-1"), Binding("logs", "amq.gen-1", kind="exchange")]
     assert [it.present(each) for each in same] == same
     assert it.present(Queue("amq.gen-1", durable=False)) == Queue("amq.gen-2", durable=False)
+
+
+def test_queues_without_a_consumer_leave_no_count_behind():
+    it = record(Queue("queue-1"))
+    for number in range(3):
+        it.consumed(f"queue-{number}")
+        it.consumed("work")
+    it.cancelled("queue-0")
+    it.lost("queue-1")
+    it.renamed("queue-1", "another name")
+    it.cancelled("work")
+    assert dict(it._consumers) == {"queue-2": 1, "work": 2}
