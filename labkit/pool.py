@@ -168,6 +168,8 @@ class ConnectionPool(Pool[Connection]):
         Raises:
             NotConnected: the connection was lost before the operation began.
             PoolTimeout, TooManyWaiting, PoolClosed: as :meth:`checkout` does.
+            ChannelLost: the connection was lost, or had no channel number left, while the channel was opened.
+            DeadlineExceeded: the broker did not open the channel in time.
         """
         ends = self._clock.now() + (self.timeout if timeout is None else float(checked_number("timeout", timeout)))
         with self.connection(timeout=timeout) as connection:
