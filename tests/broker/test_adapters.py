@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 
@@ -372,3 +375,38 @@ def test_pikas_own_host_list_works_on_libev(settings, loop):
     done[0].add_on_close_callback(lambda *_: loop.stop())
     done[0].close()
     loop.start()
+
+
+PINNED = """
+import sys
+import gevent
+from labkit import BrokerSettings
+from labkit.lab.adapters import live
+from labkit.libev import pin_gevent
+
+pin_gevent()
+lives, seen = [], []
+
+def note(happening):
+    seen.append(happening["what"])
+    if seen[-1] == "echoed":
+        lives[0].close()
+
+settings = BrokerSettings.from_url(sys.stdin.readline().strip())
+live("gevent", settings, note, lambda _, life: lives.append(life))
+print(*seen, type(gevent.get_hub().loop).__module__)
+"""
+
+
+def test_gevent_pinned_to_libev_carries_a_connection(settings):
+    done = subprocess.run(
+        [sys.executable, "-c", PINNED],
+        input=settings.to_url(mask=False),
+        env={**os.environ, "GEVENT_LOOP": "libuv-cffi"},  # what it would run on if it were not pinned
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["opened", "echoed", "closed", "ended", "gevent.libev.corecext"]
