@@ -5,7 +5,7 @@ import time
 
 from labkit.connection import Connection
 from labkit.consumer import Consumer
-from labkit.errors import LabkitError, NotConnected, describe
+from labkit.errors import NotConnected, describe
 from labkit.guard import guard
 from labkit.publisher import Publisher
 
@@ -84,5 +84,5 @@ class Parts:
 def _close(part: Publisher | Consumer | Connection, timeout: float) -> None:
     try:
         part.close(timeout=timeout)
-    except LabkitError as exc:
-        LOGGER.warning("closing %r: %s", part, describe(exc))
+    except Exception as exc:
+        LOGGER.warning("closing %r: %s", part, describe(exc), exc_info=exc)

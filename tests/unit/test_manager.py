@@ -7,6 +7,7 @@ import pytest
 
 from labkit import BrokerSettings, ConfigurationError, ConnectionManager, Message, NotConnected, events
 from labkit.event_log import log_event
+from labkit.manager_parts import Parts
 from labkit.retry import Backoff
 
 NINE = {
@@ -112,6 +113,43 @@ def test_nothing_is_opened_to_make_it_to_look_at_it_or_to_close_it():
     manager.close()
     manager.close()
     assert repr(manager) == "ConnectionManager(closed)"
+
+
+class Part:
+    """A connection, a publisher or a consumer that remembers its end, and fails at it if it is told to."""
+
+    is_closed = False
+
+    def __init__(self, name, ended, failing):
+        self.name, self._ended, self._failing = name, ended, failing
+
+    def __repr__(self):
+        return self.name
+
+    def open(self, *, deadline):
+        pass
+
+    def close(self, *, timeout):
+        self._ended.append(self.name)
+        if self.name == self._failing:
+            raise RuntimeError("can't start new thread")
+
+
+STEPS = ["consumer 1", "consumer 2", "publisher", "consuming", "publishing"]
+
+
+@pytest.mark.parametrize("failing", STEPS)
+def test_a_step_of_the_end_that_fails_is_logged_with_its_cause_and_the_next_one_follows(caplog, failing):
+    ended = []
+    part = {name: Part(name, ended, failing) for name in STEPS}
+    parts = Parts(part["publishing"], part["consuming"], part["publisher"])
+    for name in ("consumer 1", "consumer 2"):
+        parts.consume(part[name], 1.0)
+    parts.close(1.0)
+    assert ended == STEPS
+    (record,) = caplog.records
+    assert record.getMessage() == f"closing {failing}: RuntimeError: can't start new thread"
+    assert "in close" in caplog.text  # the traceback
 
 
 @pytest.mark.parametrize(
