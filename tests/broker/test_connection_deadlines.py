@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,11 +23,13 @@ CALLS = {
     "delete": lambda channel, _: channel.delete(Queue("other"), timeout=TIMEOUT),
     "qos": lambda channel, _: channel.qos(5, timeout=TIMEOUT),
     "publish": lambda channel, _: channel.publish("x", routing_key="work", timeout=TIMEOUT),
+    "publish and wait": lambda channel, _: channel.publish("x", routing_key="work", timeout=TIMEOUT),
     "get": lambda channel, _: channel.get("work", timeout=TIMEOUT),
     "consume": lambda channel, _: channel.consume("work", print, timeout=TIMEOUT),
     "cancel": lambda channel, tag: channel.cancel(tag, timeout=TIMEOUT),
     "close": lambda channel, _: channel.close(timeout=TIMEOUT),
 }
+ANSWERS = ["ack", "nack", "reject"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
@@ -36,8 +39,24 @@ def settings(broker, request):
         yield settings
 
 
-def every_call_ends(settings, fault, *, slack):
-    """Make every public call while the line is so, and measure each."""
+@contextmanager
+def connection_at_work(settings):
+    """A connection with a channel for each call, the tag of a consumer, and a delivery for each answer."""
+    with connected(settings, recovery=True) as (connection, _):
+        channels, deliveries = {}, {}
+        for name in [*CALLS, *ANSWERS]:
+            channel = channels[name] = connection.channel(confirm=name == "publish and wait")
+            channel.delete(Queue(name))
+            channel.declare(Queue(name))
+        for name in ANSWERS:
+            channels[name].publish("x", routing_key=name)
+            deliveries[name] = until(lambda name=name: channels[name].get(name))
+        tag = channels["cancel"].consume("cancel", print)
+        yield connection, channels, deliveries, tag
+
+
+def every_call_of_the_connection_ends(connection, channels, deliveries, tag, *, slack):
+    """Make every public call, and measure each."""
 
     def ends(name, call):
         started = time.monotonic()
@@ -45,28 +64,30 @@ def every_call_ends(settings, fault, *, slack):
             call()
         assert time.monotonic() - started < TIMEOUT + slack, name
 
-    with Proxy(settings) as proxy, connected(proxy.settings(heartbeat=0), recovery=True) as (connection, _):
-        channels = {}
-        for name in [*CALLS, "ack"]:
-            channel = channels[name] = connection.channel()
-            channel.delete(Queue(name))
-            channel.declare(Queue(name))
-        channels["ack"].publish("x", routing_key="ack")
-        delivery = until(lambda: channels["ack"].get("ack"))
-        tag = channels["cancel"].consume("cancel", print)
-        with proxy.fault(Stall(), direction=FAULTS[fault]):
-            if fault == "gone":
-                proxy.cut()
-            for name, call in CALLS.items():
-                ends(name, lambda name=name, call=call: call(channels[name], tag))
-            ends("ack", lambda: delivery.ack(timeout=TIMEOUT))
-            ends("channel", lambda: connection.channel(timeout=TIMEOUT))
-            ends("wait_for", lambda: connection.wait_for(State.FAILED, timeout=TIMEOUT))
-            ends("status", connection.status)
-            ends("close", lambda: connection.close(timeout=TIMEOUT))
-            assert connection.state is State.CLOSED
-            ends("open", lambda: connection.open(deadline=TIMEOUT))
-            ends("abort", connection.abort)
+    for name, call in CALLS.items():
+        ends(name, lambda name=name, call=call: call(channels[name], tag))
+    for name, delivery in deliveries.items():
+        ends(name, lambda name=name, delivery=delivery: getattr(delivery, name)(timeout=TIMEOUT))
+    ends("channel", lambda: connection.channel(timeout=TIMEOUT))
+    ends("confirming channel", lambda: connection.channel(confirm=True, timeout=TIMEOUT))
+    ends("wait_for", lambda: connection.wait_for(State.FAILED, timeout=TIMEOUT))
+    ends("status", connection.status)
+    ends("close", lambda: connection.close(timeout=TIMEOUT))
+    assert connection.state is State.CLOSED
+    ends("open", lambda: connection.open(deadline=TIMEOUT))
+    ends("abort", connection.abort)
+
+
+def every_call_ends(settings, fault, *, slack):
+    """Make every public call while the line is so."""
+    with (
+        Proxy(settings) as proxy,
+        connection_at_work(proxy.settings(heartbeat=0)) as at_work,
+        proxy.fault(Stall(), direction=FAULTS[fault]),
+    ):
+        if fault == "gone":
+            proxy.cut()
+        every_call_of_the_connection_ends(*at_work, slack=slack)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -23,6 +23,7 @@ from labkit.errors import BrokerError
 from labkit.lab import brokers
 from tests.broker.connections import SLACK, connected
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
+from tests.broker.test_connection_deadlines import connection_at_work, every_call_of_the_connection_ends
 from tests.broker.test_role_deadlines import every_call_of_the_roles_ends, roles_at_work
 from tests.view import until
 
@@ -89,6 +90,7 @@ def an_alarm_holds_publishers_up(broker, *, slack=SLACK):
     with (
         connected(broker.settings().replace(heartbeat=2), recovery=True) as (connection, timeline),
         roles_at_work(broker.settings()) as others,
+        connection_at_work(broker.vhost("calls")) as another,
     ):
         connection.channel().declare(Queue("work"))
         with Publisher(connection) as publisher:
@@ -100,6 +102,7 @@ def an_alarm_holds_publishers_up(broker, *, slack=SLACK):
                     publisher.publish("never sent", routing_key="work", deadline=0.3)
                 assert time.monotonic() - started < 0.3 + slack
                 every_call_of_the_roles_ends(*others, slack=slack)
+                every_call_of_the_connection_ends(*another, slack=slack)
                 sent = []
                 waiting = threading.Thread(target=lambda: sent.append(publisher.publish("later", routing_key="work")))
                 waiting.start()
@@ -136,11 +139,13 @@ def an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker):
 
 
 def a_paused_broker_holds_no_call_up(broker, *, slack=SLACK):
-    """G8, for the roles; that of a silent line is in ``test_role_deadlines``."""
-    with roles_at_work(broker.settings().replace(heartbeat=0)) as (connection, *roles):
+    """G8; a silent line is in ``test_role_deadlines`` and ``test_connection_deadlines``."""
+    settings = broker.settings().replace(heartbeat=0)
+    with roles_at_work(settings) as (connection, *roles), connection_at_work(settings) as another:
         broker.pause()
         try:
             every_call_of_the_roles_ends(connection, *roles, slack=slack)
+            every_call_of_the_connection_ends(*another, slack=slack)
             connection.close(timeout=0.2)
         finally:
             broker.resume()
