@@ -50,11 +50,12 @@ def through_the_death_of_the_broker(broker, deaths, *, messages, kind="classic")
         kind: The queue's type.
     """
     settings = broker.settings().replace(heartbeat=5)
+    queue = f"numbered, {kind}"
     with connected(settings, recovery=True) as (connection, timeline):
-        declare(connection, broker, "numbered", **{"x-queue-type": kind})
+        declare(connection, broker, queue, **{"x-queue-type": kind})
         connection.channel().declare(OWN)
         with Publisher(connection, max_in_flight=200) as publisher:
-            with publishing_steadily(publisher, "numbered", messages=messages) as sent:
+            with publishing_steadily(publisher, queue, messages=messages) as sent:
                 for number, die in enumerate(deaths, 1):
                     until(lambda number=number: len(sent) > number * messages // (len(deaths) + 1), 60)
                     mark = timeline.mark()
@@ -66,19 +67,20 @@ def through_the_death_of_the_broker(broker, deaths, *, messages, kind="classic")
             assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
             replayed = publisher.replayed
         assert connection.channel().declare(OWN, passive=True).consumers == 0  # it went with each link, and is back
-    taken = drained(settings, "numbered", silence=3.0)
+    taken = drained(settings, queue, silence=3.0)
     duplicates = check_nothing_is_lost(sent, taken, replayed)
     assert len(sent) >= messages
     assert replayed <= 200 * len(deaths)
     return len(sent), replayed, duplicates
 
 
-def test_nothing_confirmed_is_lost_over_kill_9_and_a_blocked_publisher_waits():
+def test_nothing_confirmed_is_lost_over_kill_9_and_a_stop_and_a_blocked_publisher_waits():
     """G1, class size; and the alarm, on the same broker."""
     with brokers.own("local") as broker:
         if not {"process", "alarm"} <= broker.capabilities:
             pytest.skip("needs a broker that can be killed and alarmed")
-        through_the_death_of_the_broker(broker, [broker.kill, broker.kill], messages=2000)
+        through_the_death_of_the_broker(broker, [broker.kill, broker.stop], messages=2000)
+        through_the_death_of_the_broker(broker, [broker.kill], messages=1000, kind="quorum")
         an_alarm_holds_publishers_up(broker)
         an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker)
         an_alarm_stops_no_consumer_and_loses_nothing(broker)
