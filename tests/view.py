@@ -11,6 +11,8 @@ from labkit.lab.brokers import Broker
 
 COLUMNS = ("name", "user", "vhost", "state", "timeout", "channel_max", "frame_max", "channels", "client_properties")
 
+CONSUMER = ("prefetch_count", "ack_required", "arguments")
+
 
 class View:
     """The management API of a broker, waiting where its statistics lag."""
@@ -51,6 +53,15 @@ class View:
             lambda: [each for each in self.connections(virtual_host) if each.get("client_properties")], timeout
         )
         return whole[0]
+
+    def consumers(self, virtual_host: str) -> list[dict[str, Any]]:
+        """The queue, the prefetch, the way of acknowledging and the arguments of each consumer there."""
+        if "process" not in self._broker.capabilities:
+            listed = self.get(f"consumers/{virtual_host}")
+            return [{**{key: each[key] for key in CONSUMER}, "queue_name": each["queue"]["name"]} for each in listed]
+        # As above: the management API shows a consumer after a tick.
+        columns = ("queue_name", *CONSUMER, "--formatter", "json")
+        return json.loads(self._broker.ctl("list_consumers", "-p", virtual_host, *columns) or "[]")
 
     def close_connections(self, virtual_host: str, reason: str = "asked for by the test") -> None:
         assert self._broker.close_connections(reason, virtual_host)

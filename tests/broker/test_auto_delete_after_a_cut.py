@@ -14,7 +14,8 @@ from labkit import (
 )
 from labkit.lab.wire import Refuse
 from tests.broker.connections import own_virtual_host, through_a_proxy
-from tests.broker.test_topology_replay import cut, definitions
+from tests.broker.test_topology_replay import cut
+from tests.broker.topology import definitions
 from tests.view import until
 
 pytestmark = pytest.mark.broker

@@ -39,6 +39,7 @@ from tests.broker.connections import (
     retired,
     through_a_proxy,
 )
+from tests.broker.topology import whole_topology
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -85,8 +86,8 @@ def test_with_recovery_each_cut_is_lost_then_recovered(settings):
 
 
 def test_recovery_is_back_within_the_longest_pause_and_a_second(settings):
-    """G2, class size."""
-    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+    """G2, class size: with all that was declared and consumed."""
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline), whole_topology(connection):
         for _ in range(3):
             mark = timeline.mark()
             with proxy.fault(Refuse()):

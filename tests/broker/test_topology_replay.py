@@ -1,6 +1,6 @@
 """After a lost link everything that was declared is there again, and nothing that was deleted."""
 
-import json
+import time
 
 import pika
 import pytest
@@ -18,6 +18,7 @@ from labkit import (
     QueueRenamed,
 )
 from tests.broker.connections import own_virtual_host, through_a_proxy
+from tests.broker.topology import consumers, definitions, whole_topology
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -28,19 +29,6 @@ def settings(broker):
     """One virtual host for all tests here."""
     with own_virtual_host(broker) as settings:
         yield settings
-
-
-def definitions(view, settings):
-    """What the broker says there is in that virtual host, but for names that the broker has chosen."""
-    there = []
-    for kind in ("exchanges", "queues", "bindings"):
-        for each in view.get(f"{kind}/{settings.virtual_host}"):
-            keys = ("name", "type", "durable", "auto_delete", "internal", "exclusive", "source", "destination",
-                    "destination_type", "routing_key", "arguments")  # fmt: skip
-            facts = {key: each[key] for key in keys if key in each}
-            named = {key: "named by the broker" for key, value in facts.items() if str(value).startswith("amq.gen-")}
-            there.append(json.dumps({"kind": kind, **facts, **named}, sort_keys=True))
-    return sorted(there)
 
 
 def exists(settings, what):
@@ -59,43 +47,26 @@ def cut(proxy, timeline):
 
 
 def test_the_topology_is_whole_after_each_of_five_cuts(settings, view):
-    """G16, class size: what vanishes with a link comes back, header arguments included, and the deleted does not."""
+    """G16, class size: what vanishes with a link is back, header arguments and prefetch too; the deleted is not."""
     whole_after_cuts(settings, view, 5)
 
 
 def whole_after_cuts(settings, view, cuts):
-    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
-        channel = connection.channel()
-        for each in (
-            Exchange("match", type="headers"),
-            Exchange("passing", type="topic", auto_delete=True),
-            Exchange("gone"),
-            Queue("mine", exclusive=True, arguments={"x-max-length": 7}),
-            Queue("gone", exclusive=True),
-            Binding("match", "mine", arguments={"x-match": "all", "kind": "a"}),
-            Binding("match", "mine", arguments={"x-match": "all", "kind": "b"}),
-            Binding("match", "mine", arguments={"x-match": "any", "kind": "gone"}),
-            Binding("passing", "mine", "a.*"),
-            Binding("match", Exchange("passing"), "x"),
-        ):
-            channel.declare(each)
-        named = channel.declare(Queue(exclusive=True)).name
-        channel.declare(Binding("passing", named, "b.*"))
-        for each in (
-            Exchange("gone"),
-            Queue("gone"),
-            Binding("match", "mine", arguments={"x-match": "any", "kind": "gone"}),
-        ):
-            channel.delete(each)
+    """Cut so often, and return the seconds from each cut until all was there again."""
+    seconds = []
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline), whole_topology(connection):
         before = definitions(view, settings)
         assert len(before) > 10
+        until(lambda: len(consumers(view, settings)) == 4)
+        consumed = consumers(view, settings)
         for _ in range(cuts):
+            started = time.monotonic()
             cut(proxy, timeline)
+            seconds.append(time.monotonic() - started)
             assert definitions(view, settings) == before
+            until(lambda: consumers(view, settings) == consumed)
         assert "DeclarationRefused" not in timeline.names()
-        channel = connection.channel()
-        channel.delete(Exchange("match"))
-        channel.delete(Exchange("passing"))
+    return seconds
 
 
 def test_one_that_is_refused_is_told_and_the_others_come_back(settings):

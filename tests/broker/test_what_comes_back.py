@@ -24,7 +24,8 @@ from labkit import (
 from labkit.lab.wire import Latency, LimitData, Proxy, Refuse, Stall
 from tests.broker.connections import EAGER, SLACK, connected, own_virtual_host, through_a_proxy
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
-from tests.broker.test_topology_replay import cut, definitions, exists
+from tests.broker.test_topology_replay import cut, exists
+from tests.broker.topology import definitions
 from tests.view import until
 
 pytestmark = pytest.mark.broker
