@@ -1,7 +1,8 @@
 """Declare again, on a new link, what a connection had declared on the old ones. On the I/O thread.
 
 Each step is on its own: what the broker refuses is told to the listeners, and the rest goes on. A queue that is locked
-(405: the broker has not noticed yet that the old link is dead) is tried again.
+(405: the broker has not noticed yet that the old link is dead) is tried again. An auto-delete exchange that goes with
+the old link's queues, after it was declared here, is declared once more.
 """
 
 import logging
@@ -60,6 +61,7 @@ class _Run:
         self._steps = deque(each for each in steps if not isinstance(each[0], Binding))
         self._are_bindings_due = len(steps) > len(self._steps)
         self._locked: list[Step] = []
+        self._there: set[str] = set()  # exchanges that were declared on this link
         self._step: Step | None = None
         self._channel: Any = None
         heartbeat = 0.0 if link.connection is None else float(link.connection.params.heartbeat or 0)
@@ -120,6 +122,8 @@ class _Run:
             old, new = self._step[1], str(frame.method.queue)
             if self._record.renamed(old, new):
                 self._link.emit(QueueRenamed(old=old, new=new))
+        elif self._step is not None and isinstance(self._step[0], Exchange):
+            self._there.add(self._step[1])
         self.next()
 
     def _closed(self, channel: Any, reason: BaseException) -> None:
@@ -130,11 +134,19 @@ class _Run:
         if step is None or not isinstance(reason, px.ChannelClosed) or not self._link.is_open:
             return  # with the link, which says so itself: Pika tells its channels first
         code = getattr(reason, "reply_code", None)
-        if code == RESOURCE_LOCKED or (code == NOT_FOUND and self._locked):  # or what hangs on something locked
+        vanished = self._vanished(reason) if code == NOT_FOUND else None
+        if vanished is not None:
+            self._there.discard(vanished)
+            self._steps.extendleft(reversed(self._record.around(vanished)))  # this step is one of them
+        elif code == RESOURCE_LOCKED or (code == NOT_FOUND and self._locked):  # or what hangs on something locked
             self._locked.append(step)
         else:
             self._tell_refused(step, reason)
         self.next()
+
+    def _vanished(self, reason: px.ChannelClosed) -> str | None:
+        """Return the exchange that is missing though it was declared here: the end of the old link took it along."""
+        return next((each for each in self._there if f"no exchange '{each}'" in reason.reply_text), None)
 
     def _wait_or_finish(self) -> None:
         now = time.monotonic()

@@ -118,6 +118,15 @@ class TopologyRecord:
                 *((each, "") for each in self._bindings),
             ]
 
+    def around(self, exchange: str) -> list[tuple[Entity, str]]:
+        """Return what there is to declare of one exchange, in order: itself, then its bindings."""
+        return [
+            (each, name)
+            for each, name in self.steps()
+            if (isinstance(each, Exchange) and name == exchange)
+            or (isinstance(each, Binding) and (each.source == exchange or _leads_to(each, "exchange", exchange)))
+        ]
+
     def holds(self, entity: Entity, name: str) -> bool:
         """Whether it is still to be declared: it may have been deleted since :meth:`steps`."""
         with self._lock:

@@ -109,6 +109,28 @@ def test_a_queue_that_is_locked_for_a_while_comes_back(settings):
         channel.delete(Exchange("orders"))
 
 
+def test_an_exchange_that_the_late_end_of_the_old_link_deletes_comes_back_whole(settings, view):
+    """With the old link its queue goes, with that the last binding, with that the exchange: all of it declared anew."""
+    passing, mine = Exchange("passing", auto_delete=True), Queue("mine", exclusive=True)
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channel = connection.channel()
+        for each in (Exchange("first"), passing, mine, Binding(passing, mine, "a"), Binding("first", passing, "b")):
+            channel.declare(each)
+        before = definitions(view, settings)
+        channel.delete(mine)
+        with pika.BlockingConnection(settings.to_pika()[0]) as old:  # as the old link is to a broker that is late
+            theirs = old.channel()
+            theirs.exchange_declare("passing", durable=True, auto_delete=True)
+            theirs.queue_declare("mine", durable=True, exclusive=True)
+            theirs.queue_bind("mine", "passing", "a")
+            for each in (passing, mine, Binding(passing, mine, "a"), Binding("first", passing, "b")):
+                connection._life.topology.declared(each)
+            cut(proxy, timeline)
+        until(lambda: definitions(view, settings) == before, 10)
+        assert "DeclarationRefused" not in timeline.names()
+        connection.channel().delete(Exchange("first"))
+
+
 def can_declare(connection, queue):
     try:
         connection.channel().declare(queue, passive=True)

@@ -48,6 +48,12 @@ def test_a_deleted_exchange_takes_the_bindings_from_and_to_it_with_it():
     assert held(it) == [Exchange("a"), Queue("b"), Binding("a", "b")]
 
 
+def test_what_is_around_an_exchange_is_itself_and_the_bindings_from_and_to_it():
+    to, out = Binding("a", Exchange("b")), Binding("b", "b")
+    it = record(Exchange("a"), Exchange("b"), Queue("b"), to, out, Binding("a", "b"))
+    assert [each for each, _ in it.around("b")] == [Exchange("b"), to, out]
+
+
 def test_an_auto_delete_exchange_goes_with_its_last_binding():
     passing = Exchange("passing", auto_delete=True)
     one, two = Binding("passing", "work", "a"), Binding("passing", "work", "b")
