@@ -1,6 +1,5 @@
 """A publisher through what only a broker of its own can suffer: kill -9, a restart, an alarm."""
 
-import contextlib
 import threading
 import time
 
@@ -19,7 +18,6 @@ from labkit import (
     Queue,
     Timeline,
 )
-from labkit.errors import BrokerError
 from labkit.lab import brokers
 from tests.broker.connections import SLACK, connected
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
@@ -35,9 +33,9 @@ OWN = Queue("of this connection", exclusive=True)
 def declare(connection, broker, queue, **arguments):
     with connection.channel() as channel:
         channel.declare(Queue(queue, arguments=arguments))
-    with contextlib.suppress(BrokerError):  # newer brokers may have no Mnesia
-        # What was declared a moment before a kill -9 may be forgotten otherwise.
-        broker.ctl("eval", "mnesia:sync_log().")
+    # What was declared a moment before a kill -9 may be forgotten otherwise: by Mnesia, where there is one, and by the
+    # table that says which log on disk is which quorum queue's.
+    broker.ctl("eval", "catch mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].")
 
 
 def through_the_death_of_the_broker(broker, deaths, *, messages, kind="classic"):
