@@ -22,6 +22,7 @@ from labkit.lab import brokers
 from tests.broker.connections import SLACK, connected
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
 from tests.broker.test_connection_deadlines import connection_at_work, every_call_of_the_connection_ends
+from tests.broker.test_publisher_leaves_nothing import after_blocked_spells
 from tests.broker.test_role_deadlines import every_call_of_the_roles_ends, roles_at_work
 from tests.view import until
 
@@ -82,6 +83,7 @@ def test_nothing_confirmed_is_lost_over_kill_9_and_a_stop_and_a_blocked_publishe
         an_alarm_holds_publishers_up(broker)
         an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker)
         an_alarm_stops_no_consumer_and_loses_nothing(broker)
+        after_blocked_spells(broker, spells=2)
         a_paused_broker_holds_no_call_up(broker)
 
 

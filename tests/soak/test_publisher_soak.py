@@ -9,6 +9,7 @@ from tests.broker.connections import descriptors, our_threads, own_virtual_host,
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 from tests.broker.test_connection_deadlines import FAULTS
 from tests.broker.test_publisher import cut_at_random_bytes
+from tests.broker.test_publisher_leaves_nothing import after_blocked_spells, after_channel_errors
 from tests.broker.test_publisher_on_its_own_broker import (
     a_paused_broker_holds_no_call_up,
     an_alarm_holds_publishers_up,
@@ -55,6 +56,20 @@ def test_nothing_confirmed_is_lost_over_two_hundred_cuts(broker, table, seed, ki
         assert publisher.connection.status().channels == 1
         duplicates = check_nothing_is_lost(sent, drained(settings, silence=3.0), replayed)
     table.append([f"200 cuts at random bytes, seed {seed}", kind, len(sent), 0, replayed, duplicates])
+
+
+def test_thousand_channel_errors_lose_no_message_and_leave_no_channel(broker, table):
+    """G3."""
+    with own_virtual_host(broker) as settings:
+        sent, replayed, duplicates = after_channel_errors(broker, settings, errors=1000)
+    table.append(["1,000 channel errors", "classic", sent, 0, replayed, duplicates])
+
+
+def test_fifty_blocked_spells_lose_no_message_and_leave_no_channel(table):
+    """G3."""
+    with brokers.own("local") as private:
+        sent = after_blocked_spells(private, spells=50)
+    table.append(["50 blocked spells", "classic", sent, 0, 0, 0])
 
 
 def test_no_call_of_the_roles_outlives_its_deadline_by_half_a_second(broker):
