@@ -7,12 +7,13 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from labkit import Connection, Timeline
+from labkit import ChannelLost, Connection, NotConnected, Queue, Timeline
 from labkit.io_thread import SHARED
 from labkit.lab.wire import Proxy
 from labkit.link import Link
 from labkit.replay import TopologyRole
 from labkit.retry import Backoff
+from tests.unit.still_pool import in_threads
 from tests.view import until
 
 BRISK = Backoff(initial=0.05, maximum=1.0)
@@ -73,6 +74,52 @@ def our_threads():
 def settle():
     """Wait until the I/O thread and the event threads have nothing left to do and have ended."""
     until(lambda: not our_threads(), 15)
+
+
+@contextmanager
+def nothing_left_behind():
+    """After the block there are no more descriptors than before it, no thread of ours and no given-up link."""
+    settle()
+    files = descriptors()
+    yield
+    settle()
+    assert our_threads() == []
+    assert retired() == 0
+    assert descriptors() <= files
+
+
+def channels(broker, virtual_host):
+    """How many channels the broker has open in *virtual_host*."""
+    return sum(each.channels for each in broker.connections(virtual_host))
+
+
+def errors_amid_cuts(proxy, execute, *, errors, cuts):
+    """Have four borrowers lose a channel to a 404 *errors* times in all, while the links are cut *cuts* times.
+
+    What a cut takes away is an error too, and not counted; a cut that finds no link is tried again.
+    """
+    misses = []
+
+    def err():
+        for _ in range(errors // 4):
+            until(misses_a_queue, 60)
+
+    def misses_a_queue():
+        try:
+            execute(lambda channel: channel.declare(Queue("missing"), passive=True))
+        except (ChannelLost, NotConnected) as exc:
+            if getattr(exc.reason, "reply_code", None) == 404:
+                misses.append(exc)
+                return True
+        return False
+
+    threads = in_threads(4, err)
+    for number in range(1, cuts + 1):
+        until(lambda number=number: len(misses) >= errors // (cuts + 1) * number, 120)
+        until(proxy.cut)
+    for thread in threads:
+        thread.join(120)
+    assert len(misses) == errors // 4 * 4
 
 
 def roles(connection):

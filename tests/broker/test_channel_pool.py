@@ -1,5 +1,6 @@
 """Channels from a pool: kinds kept apart, only clean ones lent again, and an error costs one channel."""
 
+import itertools
 import os
 import time
 
@@ -19,7 +20,7 @@ from labkit import (
     Unroutable,
 )
 from labkit.lab.wire import Proxy, Stall
-from tests.broker.connections import SLACK, descriptors, own_virtual_host, retired, settle
+from tests.broker.connections import SLACK, channels, errors_amid_cuts, nothing_left_behind, own_virtual_host, retired
 from tests.broker.test_connection_pool import run
 from tests.unit.still_pool import adds_up, in_threads
 from tests.view import until
@@ -48,13 +49,9 @@ def pools():
         assert pool.get_stats().size == 0
 
 
-def channels(broker, settings):
-    return sum(each.channels for each in broker.connections(settings.virtual_host))
-
-
 def counted(broker, settings, expected):
     """The broker's count follows after a moment."""
-    until(lambda: channels(broker, settings) == expected)
+    until(lambda: channels(broker, settings.virtual_host) == expected)
 
 
 def test_channel_that_only_published_is_lent_again(settings, pools):
@@ -175,7 +172,7 @@ def test_maximum_and_the_line_hold_at_the_broker(settings, pools, broker):
 
     threads = in_threads(12, work)
     while any(thread.is_alive() for thread in threads):
-        most.append(channels(broker, settings) - pool.get_stats().retired)
+        most.append(channels(broker, settings.virtual_host) - pool.get_stats().retired)
     stats = pool.get_stats()
     assert max(most) <= 4
     assert (stats.granted, stats.leased) == (180, 0)
@@ -224,35 +221,18 @@ def test_close_ends_in_time_while_a_connection_is_being_opened(settings, pools):
 
 
 def test_nothing_is_left_behind_by_channel_errors_and_cuts(settings, pools, broker):
-    settle()
-    files = descriptors()
-    leave_nothing(settings, pools, broker, errors=80, cuts=4)
-    settle()
-    assert descriptors() <= files
+    with nothing_left_behind():
+        leave_nothing(settings, pools, broker, errors=80, cuts=4)
 
 
 def leave_nothing(settings, pools, broker, *, errors, cuts):
     """Four borrowers whose every operation costs a channel, while the connections are cut."""
     with Proxy(settings) as proxy:
         pool = pools(proxy.settings(heartbeat=1), connections=2, max_size=3, timeout=60)
-        seen = []
-
-        def err():
-            for number in range(errors // 4):
-                try:
-                    pool.execute(
-                        lambda channel: channel.declare(Queue("missing"), passive=True), confirm=bool(number % 2)
-                    )
-                except (ChannelLost, NotConnected) as exc:
-                    seen.append(exc)
-
-        threads = in_threads(4, err)
-        for number in range(1, cuts + 1):
-            until(lambda number=number: len(seen) >= errors // (cuts + 1) * number, 120)
-            proxy.cut()
-        for thread in threads:
-            thread.join(120)
-        assert len(seen) == errors // 4 * 4
+        kinds = itertools.cycle([False, True])
+        errors_amid_cuts(
+            proxy, lambda operation: pool.execute(operation, confirm=next(kinds)), errors=errors, cuts=cuts
+        )
         stats = pool.get_stats()
         assert (stats.leased, stats.waiting, stats.recovered) == (0, 0, 0)
         pool.execute(lambda channel: channel.declare(Queue("work")))

@@ -20,7 +20,14 @@ from labkit import (
     State,
 )
 from labkit.lab.wire import Proxy, Refuse, Stall
-from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, retired, settle
+from tests.broker.connections import (
+    SLACK,
+    channels,
+    errors_amid_cuts,
+    nothing_left_behind,
+    our_threads,
+    own_virtual_host,
+)
 from tests.unit.still_pool import adds_up, in_threads
 from tests.view import until
 
@@ -215,38 +222,18 @@ def test_wrong_password_is_said_at_once(settings, pools):
 
 
 def test_nothing_is_left_behind_by_channel_errors_cuts_and_a_close(settings, pools, broker):
-    settle()
-    files = descriptors()
-    leave_nothing(settings, pools, broker, errors=60, cuts=6)
-    settle()
-    assert our_threads() == []
-    assert retired() == 0
-    assert descriptors() <= files
+    with nothing_left_behind():
+        leave_nothing(settings, pools, broker, errors=60, cuts=6)
 
 
 def leave_nothing(settings, pools, broker, *, errors, cuts):
+    """Four borrowers whose every operation costs a channel, while the connections are cut."""
     with Proxy(settings) as proxy:
         pool = pools(proxy.settings(heartbeat=1), max_size=3)
-        seen = []
-
-        def err():
-            for _ in range(errors // 4):
-                try:
-                    pool.execute(lambda channel: channel.declare(Queue("missing"), passive=True))
-                except (ChannelLost, NotConnected) as exc:
-                    seen.append(exc)
-
-        threads = in_threads(4, err)
-        for _ in range(cuts):
-            until(lambda: living(pool))  # so that each cut hits something
-            proxy.cut()
-        for thread in threads:
-            thread.join(60)
-        assert len(seen) == errors // 4 * 4
+        errors_amid_cuts(proxy, pool.execute, errors=errors, cuts=cuts)
         until(lambda: pool.get_stats().retired == 0 and pool.get_stats().connecting == 0)
         until(lambda: count(broker, settings) == pool.get_stats().size)
-        with pool.connection() as connection:
-            until(lambda: connection.status().channels == 0)
+        until(lambda: channels(broker, settings.virtual_host) == 0)
         pool.close()
     until(lambda: count(broker, settings) == 0)
 

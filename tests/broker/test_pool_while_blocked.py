@@ -6,7 +6,8 @@ import pytest
 
 from labkit import ChannelPool, ConnectionPool, DeadlineExceeded, OutcomeUnknown, PoolTimeout, Queue
 from labkit.lab import brokers
-from tests.broker.connections import SLACK
+from tests.broker.connections import SLACK, nothing_left_behind
+from tests.broker.connections import channels as channel_count
 from tests.unit.still_pool import adds_up
 from tests.view import until
 
@@ -14,7 +15,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.slow, pyte
 
 
 def test_blocked_spells_cost_no_place_and_end_in_time():
-    blocked_spells(3)
+    with nothing_left_behind():
+        blocked_spells(3)
 
 
 def blocked_spells(count):
@@ -48,6 +50,7 @@ def blocked_spells(count):
                 until(lambda each=each: each.get_stats().retired == 0)
             expected = pool.get_stats().size + 1
             until(lambda: len(broker.connections("blocked")) == expected)
+            until(lambda: channel_count(broker, "blocked") == channels.get_stats().size)
         until(lambda: broker.connections("blocked") == [])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from labkit import ChannelPool
 from tests.broker import test_channel_pool, test_connection_pool
-from tests.broker.connections import descriptors, our_threads, own_virtual_host, retired, settle
+from tests.broker.connections import nothing_left_behind, own_virtual_host
 from tests.broker.test_connection_pool import pools, survives
 from tests.broker.test_pool_while_blocked import blocked_spells
 from tests.soak.measured import write_table
@@ -38,31 +38,22 @@ def passed(table):
 
 def test_thousand_channel_errors_and_two_hundred_cuts_leave_nothing_behind(settings, pools, broker, passed):
     """G3."""
-    settle()
-    files = descriptors()
-    test_connection_pool.leave_nothing(settings, pools, broker, errors=1000, cuts=200)
-    settle()
-    assert our_threads() == []
-    assert retired() == 0
-    assert descriptors() <= files
+    with nothing_left_behind():
+        test_connection_pool.leave_nothing(settings, pools, broker, errors=1000, cuts=200)
     passed("connection pool: 1,000 channel errors, 200 cuts")
 
 
 def test_thousand_channel_errors_and_two_hundred_cuts_leave_no_channel_behind(settings, broker, passed):
     """G3."""
-    settle()
-    files = descriptors()
-    test_channel_pool.leave_nothing(settings, ChannelPool, broker, errors=1000, cuts=200)
-    settle()
-    assert our_threads() == []
-    assert retired() == 0
-    assert descriptors() <= files
+    with nothing_left_behind():
+        test_channel_pool.leave_nothing(settings, ChannelPool, broker, errors=1000, cuts=200)
     passed("channel pool: 1,000 channel errors, 200 cuts")
 
 
 def test_fifty_blocked_spells_leave_nothing_behind(passed):
     """G3."""
-    blocked_spells(50)
+    with nothing_left_behind():
+        blocked_spells(50)
     passed("both pools: 50 blocked spells")
 
 
