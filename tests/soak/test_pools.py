@@ -65,11 +65,11 @@ def test_idle_pool_outlives_thirty_heartbeats(settings, pools, heartbeat, passed
     passed(f"idle for 30 heartbeats of {heartbeat} s")
 
 
-def test_borrowers_that_all_compute_for_ten_heartbeats_keep_their_connections(settings, pools, passed):
+def test_borrowers_that_all_compute_for_thirty_heartbeats_keep_their_connections(settings, pools, passed):
     """G5."""
     pool = pools(settings.replace(heartbeat=2), min_size=4)
     pool.open(wait=True)
-    ends, problems = time.monotonic() + 10 * 2, []
+    ends, problems = time.monotonic() + 30 * 2, []
 
     def compute():
         try:
@@ -82,8 +82,8 @@ def test_borrowers_that_all_compute_for_ten_heartbeats_keep_their_connections(se
             problems.append(exc)
 
     for thread in in_threads(4, compute):
-        thread.join(60)
+        thread.join(120)
     assert problems == []
     stats = pool.get_stats()
     assert (stats.created, stats.lost, stats.granted) == (4, 0, 4)
-    passed("4 borrowers compute for 10 heartbeats")
+    passed("4 borrowers compute for 30 heartbeats of 2 s")
