@@ -48,7 +48,7 @@ class ConnectionStatus:
         channels: Channels open now.
         reason: What ended the last link, or the last attempt; None: nothing did.
         retired: Links of this process that were given up and have not ended yet.
-        lag: Seconds the I/O thread is behind.
+        lag: Seconds the I/O thread is behind, now or at its worst in the last two seconds or so.
         bytes_received: By the current link.
         bytes_sent: By the current link; what waits to be sent counts.
         tls: What TLS means on the current link; None: plain AMQP. ``tls.certificate.days_left()`` is a number to watch.

@@ -21,6 +21,7 @@ from labkit.guard import guard
 LOGGER = logging.getLogger(__name__)
 THREAD_NAME = "labkit-io"
 TICK = 0.25  # seconds between two looks at the clock and at every connection's byte counter
+LAG_SHOWN = 2.0  # seconds for which a lag is shown after it is over
 IDLE_TICKS = 8  # ticks without a connection or a task after which the thread ends
 CLAIMED_MAX = 0.5  # seconds for what had begun as its caller's time ended; it takes microseconds
 DISPOSAL = 0.5  # seconds that a crashed loop gets to close its sockets
@@ -125,8 +126,9 @@ class Loop:
         self.waiters: set[Waiter] = set()
         self.tasks: deque[Callable[[], object]] = deque()  # handed over, and not yet run
         self.has_ended = False  # guarded by the owner's lock
-        self.lag = 0.0
+        self.lag = 0.0  # the worst of late, since who holds the interpreter's lock lets nobody look meanwhile
         self.due = time.monotonic() + TICK
+        self._lag_fades = 0.0
         self._idle_ticks = 0
         self.thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
@@ -171,8 +173,10 @@ class Loop:
         if self.has_ended:
             return
         now = time.monotonic()
-        self.lag = max(0.0, now - self.due)
-        is_late = self.lag > TICK
+        lag = max(0.0, now - self.due)
+        if lag >= self.lag or now >= self._lag_fades:
+            self.lag, self._lag_fades = lag, now + LAG_SHOWN
+        is_late = lag > TICK
         for each in list(self.hosted):
             each.tick(now, is_late)
         self.run_tasks()
@@ -202,9 +206,10 @@ class IoThread:
 
     @property
     def lag(self) -> float:
-        """Seconds the loop is behind: at its last look at the clock or, if that is overdue, now."""
+        """Seconds the loop is behind: now, or at its worst in the last two seconds or so."""
         loop = self._loop
-        return 0.0 if loop is None else max(loop.lag, time.monotonic() - loop.due, 0.0)
+        # In this order: the loop notes a lag before it says when it will look next.
+        return 0.0 if loop is None else max(0.0, time.monotonic() - loop.due, loop.lag)
 
     @property
     def is_current(self) -> bool:

@@ -1,6 +1,7 @@
 """What one I/O thread for all connections must stand: TLS, crashes, many threads, forks, forgotten closes."""
 
 import asyncio
+import ctypes
 import os
 import random
 import ssl
@@ -198,6 +199,20 @@ def test_a_busy_loop_shows_as_lag(settings):
         SHARED.post(lambda: time.sleep(1.0))
         until(lambda: connection.status().lag > 0.5, 5)
         until(lambda: connection.status().lag < 0.2, 5)
+
+
+def test_native_code_that_holds_the_gil_shows_as_lag_afterwards(settings):
+    """G5. Meanwhile nobody can look, so the gauge must still tell a moment later."""
+    usleep = ctypes.PyDLL(None).usleep  # unlike CDLL's, it keeps the lock while it sleeps
+    with connected(settings) as (connection, _):
+        until(lambda: connection.status().lag < 0.2, 5)
+        thread = threading.Thread(target=usleep, args=[900_000])
+        thread.start()
+        thread.join()
+        for pause in (0.0, 0.3):
+            time.sleep(pause)
+            assert 0.5 < connection.status().lag < 0.9 + SLACK
+        assert connection.is_open
 
 
 def stress(settings, *, threads, calls, seed):
