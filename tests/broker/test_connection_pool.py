@@ -21,6 +21,7 @@ from labkit import (
 )
 from labkit.lab.wire import Proxy, Refuse, Stall
 from tests.broker.connections import (
+    EAGER,
     SLACK,
     channels,
     errors_amid_cuts,
@@ -229,7 +230,7 @@ def test_nothing_is_left_behind_by_channel_errors_cuts_and_a_close(settings, poo
 def leave_nothing(settings, pools, broker, *, errors, cuts):
     """Four borrowers whose every operation costs a channel, while the connections are cut."""
     with Proxy(settings) as proxy:
-        pool = pools(proxy.settings(heartbeat=1), max_size=3)
+        pool = pools(proxy.settings(heartbeat=1), max_size=3, timeout=60, _backoff=EAGER)
         errors_amid_cuts(proxy, pool.execute, errors=errors, cuts=cuts)
         until(lambda: pool.get_stats().retired == 0 and pool.get_stats().connecting == 0)
         until(lambda: count(broker, settings) == pool.get_stats().size)
