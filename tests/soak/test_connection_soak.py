@@ -9,6 +9,7 @@ from labkit import AttemptFailed, ConnectionLost, ConnectionRecovered, State
 from labkit.lab.wire import Refuse, Stall
 from tests.broker.connections import BRISK, EAGER, descriptors, our_threads, own_virtual_host, retired, through_a_proxy
 from tests.broker.test_connection_deadlines import FAULTS, every_call_ends
+from tests.broker.test_connection_recovery import random_faults
 from tests.broker.test_io_thread_hosting import stress
 from tests.broker.topology import whole_topology
 from tests.soak.measured import write_table
@@ -29,6 +30,14 @@ def table():
     rows: list[list[object]] = []
     yield rows
     write_table("connection soak", ["what", "times", "promised", "worst", "median"], rows)
+
+
+@pytest.fixture(scope="module")
+def stories():
+    rows: list[list[object]] = []
+    yield rows
+    columns = ["seed", "faults", "events", "of these failed attempts", "missing, twice or out of order", "seconds"]
+    write_table("event soak", columns, rows)
 
 
 def record(table, what, promised, measured):
@@ -92,6 +101,14 @@ def test_two_hundred_and_forty_reconnects_leave_nothing_behind(settings, table):
         assert timeline.names().count("ConnectionLost") == timeline.names().count("ConnectionRecovered") == 240
         assert connection.state is State.OPEN
     record(table, "reconnect after a cut, first pauses 0.01 s to 0.05 s", 1.0, seconds)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_events_are_exact_through_a_hundred_random_faults(settings, stories, seed):
+    """G15."""
+    began = time.monotonic()
+    story = random_faults(settings, seed=seed, count=100)
+    stories.append([seed, 100, len(story), story.count("F"), 0, f"{time.monotonic() - began:.0f}"])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
