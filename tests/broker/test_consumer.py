@@ -304,7 +304,8 @@ def test_nothing_is_lost_over_ten_cuts_between_publisher_and_consumer(settings):
         wanted = {f"{number} {each}".encode() for number in range(10) for each in range(30)}
         until(lambda: wanted <= set(handler.bodies), 30)
         assert consumer.connection.generation == 11
-    assert drained(settings, silence=0.5) == []
+    # What is left are second copies, which came when the first had been handled.
+    assert len(drained(settings, silence=0.5)) <= publisher.replayed
 
 
 def test_consumers_leave_nothing_behind(settings):
