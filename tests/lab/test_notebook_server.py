@@ -33,8 +33,8 @@ def lab_command(broker):
     )  # fmt: skip
     yield process
     if process.poll() is None:
-        process.kill()
-    process.wait(10)
+        process.terminate()  # kill() would leave it no time to end JupyterLab and the kernels
+    process.wait(30)
     process.stdout.close()
 
 

@@ -19,6 +19,7 @@ from labkit.settings import BrokerSettings
 START_TIMEOUT = 60.0  # seconds to a whole AMQP handshake; 3-6 s on an idle machine
 STOP_TIMEOUT = 30.0  # seconds for a graceful stop; RabbitMQ 3.10 takes 6
 CTL_TIMEOUT = 30.0  # seconds for one rabbitmqctl; each boots an Erlang VM (0.5-0.8 s)
+SAID_GOODBYE = "closed"  # RabbitMQ's word for a connection whose Close it has answered
 CONNECTION_COLUMNS = ("name", "client_properties", "vhost", "user", "state", "channels")
 
 # The memory watermark in force, and the one the broker was configured with.
@@ -223,11 +224,15 @@ class Broker(ABC):
     def connections(self, virtual_host: str | None = None) -> list[ConnectionInfo]:
         """Return the client connections that are open now, oldest name first.
 
+        One that has said goodbye is not open, though the broker may keep it in its list for half a minute: until it
+        hears that the socket is closed, which it may miss.
+
         Args:
             virtual_host: Only those in it; None means the scope's own, or all without a scope.
         """
         wanted = self._virtual_host(virtual_host)
-        shown = [each for each in self._list_connections() if wanted in {None, each.virtual_host}]
+        listed = [each for each in self._list_connections() if wanted in {None, each.virtual_host}]
+        shown = [each for each in listed if each.state != SAID_GOODBYE]
         return sorted(shown, key=lambda each: (each.client_name, each.name))
 
     def wait_for_connections(
