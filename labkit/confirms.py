@@ -117,7 +117,8 @@ class Pending:
 
     Attributes:
         number: Different for every message of one publisher.
-        stamp: By what it is known if it comes back: its number, in a header, or a ``message_id`` that no other has.
+        stamp: By what it is known if it comes back: its number, in a header, or a ``message_id`` that no other has;
+            None: by neither.
         sends: How often it was written to a link.
         nacks: How often the broker said no.
         is_doubtful: A link ended while a copy was on its way: that copy may have arrived.
@@ -148,10 +149,10 @@ class Pending:
         body: bytes,
         properties: Any,
         mandatory: bool = True,
-        stamp: str | None = None,
+        stamp: int | str | None = None,
     ) -> None:
         self.number = number
-        self.stamp = number if stamp is None else stamp
+        self.stamp = stamp
         self.confirmation = confirmation
         self.body = body
         self.properties = properties
@@ -206,7 +207,8 @@ class ConfirmLedger:
         """Count a publish that was written (and not one that could not be encoded); return its number."""
         tag = self._next
         self._open[tag] = pending
-        self._stamped[pending.stamp] = pending
+        if pending.stamp is not None:
+            self._stamped[pending.stamp] = pending
         self._next += 1
         pending.sends += 1
         pending.is_in_flight, pending.returned = True, None
@@ -228,7 +230,7 @@ class ConfirmLedger:
                 done.append(self._open.popitem(last=False)[1])
         for each in done:
             each.is_in_flight = False
-            del self._stamped[each.stamp]
+            self._stamped.pop(each.stamp, None)
         return done
 
     def returned(
@@ -249,7 +251,7 @@ class ConfirmLedger:
         """
         wanted = (exchange, routing_key, message_id, body)
         found = self._stamped.get(message_id) or (self._stamped.get(stamp) if isinstance(stamp, int) else None)
-        if found is None or _facts(found) != wanted:
+        if found is None or found.confirmation.message_id != message_id:
             found = next(
                 (each for each in self._open.values() if each.returned is None and _facts(each) == wanted), None
             )

@@ -68,7 +68,8 @@ class Delivery:
         self._is_sent = False
 
     def __repr__(self) -> str:
-        return f"Delivery({len(self.body)} bytes, {self._settled or 'not settled'})"
+        state = self._settled or ("settled" if self._is_sent else "not settled")
+        return f"Delivery({len(self.body)} bytes, {state})"
 
     @property
     def body(self) -> bytes:

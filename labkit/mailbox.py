@@ -48,17 +48,16 @@ class Mailbox:
         """Queue *task* and return at once; False if it was dropped."""
         return self._add(task, self._limit)
 
-    def drop(self, is_stale: Callable[[Task], bool]) -> int:
-        """Forget what has not begun and *is_stale*; return how many tasks that were. The others keep their order."""
+    def drop(self, is_stale: Callable[[Task], bool]) -> None:
+        """Forget what has not begun and *is_stale*. The others keep their order."""
         tasks: list[Task] = []
         with self._lock:
             with contextlib.suppress(queue.Empty):
                 while True:
                     tasks.append(self._tasks.get_nowait())
-            kept = [each for each in tasks if not is_stale(each)]
-            for each in kept:
-                self._tasks.put(each)
-        return len(tasks) - len(kept)
+            for each in tasks:
+                if not is_stale(each):
+                    self._tasks.put(each)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all tasks queued so far are done; False if they are not within *timeout* seconds.

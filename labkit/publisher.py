@@ -226,7 +226,8 @@ class Publisher(RecoveringFacade[PublisherRole]):
         """Return what is to be sent; if it cannot be, its confirmation is settled and says why."""
         number = next(self._numbers)
         confirmation = Confirmation(exchange=exchange, routing_key=routing_key, ends=ends, keeps=self)
-        body, properties, stamp = b"", None, None
+        body, properties = b"", None
+        stamp: int | str | None = None
         try:
             whole = Message.of(message)
             if (exchange, routing_key) != self._checked:
@@ -244,14 +245,15 @@ class Publisher(RecoveringFacade[PublisherRole]):
             confirmation.settle(Outcome.NOT_SENT, exc)
         return Pending(number, confirmation, body=body, properties=properties, mandatory=mandatory, stamp=stamp)
 
-    def _put_stamp(self, properties: Any, number: int, mandatory: bool) -> str | None:
-        """Return the ``message_id`` if it is ours: no other message has it."""
+    def _put_stamp(self, properties: Any, number: int, mandatory: bool) -> int | str | None:
+        """Return by what the message is known if it comes back; None: it cannot."""
         if properties.message_id is None:
             properties.message_id = f"{self._prefix}-{number}"
             return str(properties.message_id)
-        if mandatory:  # only then can it come back
-            properties.headers = {**(properties.headers or {}), STAMP: number}
-        return None
+        if not mandatory:
+            return None
+        properties.headers = {**(properties.headers or {}), STAMP: number}
+        return number
 
 
 def _check_size(properties: Any, frame_max: int) -> None:

@@ -30,17 +30,23 @@ def test_channel_errors_lose_no_message_and_leave_no_channel(broker, settings):
     after_channel_errors(broker, settings, errors=30)
 
 
+def at_work(broker, settings, publisher):
+    """Publish a first message; return it in a list, and what is open now: at the broker, and here."""
+    sent = [publisher.publish("first", routing_key="work")]
+    sent[0].result()
+    until(lambda: our_threads() == ["labkit-io"], 20)
+    counted = count(broker, settings)
+    assert counted == (1, 1)
+    return sent, counted, descriptors()
+
+
 def after_channel_errors(broker, settings, *, errors):
     """Have the broker close the channel so often, among others' messages; return (messages, sent again, duplicates)."""
     closed = []
     with publishing(settings, max_in_flight=20) as (publisher, _, _):
         connection = publisher.connection
         connection.events.add(lambda event: isinstance(event, ChannelClosed) and closed.append(event))
-        sent = [publisher.publish("first", routing_key="work")]
-        sent[0].result()
-        until(lambda: our_threads() == ["labkit-io"], 20)
-        counted, files = count(broker, settings), descriptors()
-        assert counted == (1, 1)
+        sent, counted, files = at_work(broker, settings, publisher)
         for number in range(errors):
             bodies = [f"{number}.{each}" for each in range(8)]
             sent += publisher.publish_many(bodies[:4], routing_key="work", deadline=60)
@@ -67,11 +73,7 @@ def after_blocked_spells(broker, *, spells):
     ):
         with connection.channel() as channel:
             channel.declare(Queue("work"))
-        sent = [publisher.publish("first", routing_key="work")]
-        sent[0].result()
-        until(lambda: our_threads() == ["labkit-io"], 20)
-        counted, files = count(broker, settings), descriptors()
-        assert counted == (1, 1)
+        sent, counted, files = at_work(broker, settings, publisher)
         for number in range(spells):
             mark = timeline.mark()
             bodies = [f"{number}.{each}" for each in range(40)]  # twice the window

@@ -13,7 +13,7 @@ from labkit.confirms import Confirmation, ConfirmLedger, Outcome, Pending
 
 def pending(number, *, body=b"body", routing_key="work", message_id=None, mandatory=True):
     confirmation = Confirmation(exchange="", routing_key=routing_key, ends=0.0, message_id=message_id)
-    return Pending(number, confirmation, body=body, properties=None, mandatory=mandatory)
+    return Pending(number, confirmation, body=body, properties=None, mandatory=mandatory, stamp=number)
 
 
 def back(ledger, stamp=None, *, body=b"body", routing_key="work", message_id=None):
@@ -121,6 +121,16 @@ def test_a_stamp_of_another_publisher_tells_nothing():
     assert back(ledger, stamp=1, body=b"passed on") is passed_on
     assert neighbour.returned is None
     assert back(ledger, stamp=["no", "number"], message_id="mine") is neighbour
+
+
+def test_the_return_of_a_message_that_was_given_up_is_not_taken_for_its_equals():
+    ledger = ConfirmLedger()
+    late, equal = pending(1, message_id="mine"), pending(2, message_id="mine")
+    ledger.sent(late)
+    ledger.sent(equal)
+    late.drop_body()
+    assert back(ledger, stamp=1, message_id="mine") is late
+    assert equal.returned is None
 
 
 def test_what_came_back_on_the_old_channel_is_not_returned_on_the_new_one():
