@@ -1,6 +1,6 @@
 """What one I/O thread for all connections costs, compared with a thread each: numbers and ratios from one run.
 
-    python benchmarks/connection.py [amqp://guest:guest@localhost:5672/] [--quick] [--write]
+    LABKIT_URL=... python benchmarks/connection.py [--quick] [--write]
 
 A thread each is raw Pika: a ``SelectConnection`` on an ``IOLoop`` of its own. Every count of connections is measured
 in a process of its own, for memory that was given back is not always given back to the system. ``--write`` puts
@@ -22,7 +22,7 @@ from pika.adapters.select_connection import IOLoop
 from report import write_block
 
 from labkit import BrokerSettings, Connection
-from labkit.io_thread import SHARED
+from labkit.connection.io_thread import SHARED
 
 COUNTS = (1, 10, 100)
 IDLE = 20.0  # seconds; the heartbeat is 2 s, so each connection says and hears something twenty times
@@ -155,13 +155,12 @@ def pair(one: float, each: float, unit: str, digits: int) -> list[str]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", nargs="?", default="amqp://guest:guest@localhost:5672/")
     parser.add_argument("--quick", action="store_true", help="small counts: does it run?")
     parser.add_argument("--write", action="store_true", help="put the table into docs/measured.md")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    url = sys.stdin.read() if options.child else options.url
-    settings = BrokerSettings.from_url(url).replace(heartbeat=2)
+    settings = BrokerSettings.from_url(sys.stdin.read()) if options.child else BrokerSettings.from_env()
+    settings = settings.replace(heartbeat=2)
     if options.child:
         way, count, idle = options.child
         print(json.dumps(measure_idle(settings, way, int(count), float(idle))))

@@ -1,6 +1,6 @@
 """How many messages a second each client publishes, confirmed and not: numbers and ratios from one run.
 
-    python benchmarks/publish.py [amqp://guest:guest@localhost:5672/] [--quick] [--rounds N] [--write]
+    LABKIT_URL=... python benchmarks/publish.py [--quick] [--rounds N] [--write]
 
 Every client publishes the same bodies to the same durable queue of one broker, persistent and transient, from 1 and
 from 8 threads; ``publishers.py`` has the code of each. The clock runs from the first publish to the last confirm;
@@ -139,12 +139,11 @@ def ratios(confirmed: dict[Load, Rates], unconfirmed: dict[Load, Rates]) -> Iter
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", nargs="?", default="amqp://guest:guest@localhost:5672/")
     parser.add_argument("--quick", action="store_true", help="small counts: does it run?")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each way (default {ROUNDS})")
     parser.add_argument("--write", action="store_true", help="tables into docs/measured.md, picture into docs/images")
     options = parser.parse_args()
-    settings = BrokerSettings.from_url(options.url)
+    settings = BrokerSettings.from_env()
     rounds, share = (1, 0.01) if options.quick else (options.rounds, 1.0)
     confirmed_ways, unconfirmed_ways = installed(CONFIRMED, settings), installed(UNCONFIRMED, settings)
     confirmed: dict[Load, Rates] = {}

@@ -31,9 +31,8 @@ import pika
 from pika.exceptions import AMQPError
 from report import write_block
 
-from labkit import BrokerSettings, Publisher
-from labkit.lab import brokers
-from labkit.lab.brokers import Broker
+from labkit import BrokerSettings, Publisher, brokers
+from labkit.brokers import Broker
 
 RESTARTS = 20
 PACE = 0.005  # seconds between two messages

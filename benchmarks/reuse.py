@@ -1,6 +1,6 @@
 """What reuse saves: a confirmed publish on a new connection, a new channel, a pooled or a held one: ratios of one run.
 
-    python benchmarks/reuse.py [amqp://guest:guest@localhost:5672/] [--quick] [--write]
+    LABKIT_URL=... python benchmarks/reuse.py [--quick] [--write]
 
 Each way is measured in turn, several times, and the median of the turns is compared, for a machine has moods.
 """
@@ -20,11 +20,10 @@ QUEUE = Queue("labkit-benchmark-reuse", arguments={"x-max-length": 10})
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", nargs="?", default="amqp://guest:guest@localhost:5672/")
     parser.add_argument("--quick", action="store_true", help="small counts: does it run?")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/measured.md")
     options = parser.parse_args()
-    settings = BrokerSettings.from_url(options.url)
+    settings = BrokerSettings.from_env()
     found = measure(settings, rounds=1 if options.quick else ROUNDS, times=3 if options.quick else TIMES)
     base = found["new connection, new channel"]
     rows = [[name, f"{each * 1e3:.2f} ms", f"{each / base:.3f}", f"{base / each:.1f}"] for name, each in found.items()]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pika
 
 from labkit import BrokerSettings, Connection, ConnectionFactory, Message, Publisher, Queue
-from labkit.tls_session import tls_session
+from labkit.connector.tls_session import tls_session
 
 PAGE = Path(__file__).parents[1] / "docs" / "measured.md"
 QUEUE = Queue("labkit-benchmark-tls", arguments={"x-max-length": 10})

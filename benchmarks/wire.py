@@ -1,19 +1,18 @@
 """How fast Pika publishes through the proxy, compared with publishing directly: ratios from one run.
 
-    python benchmarks/wire.py [amqp://guest:guest@localhost:5672/]
+    LABKIT_URL=... python benchmarks/wire.py
 
 The proxy shares the process, so one interpreter lock, with the publisher: the worst case, and the one in a notebook.
 Each way is measured in turn, several times, and the median of the turns is compared, for a machine has moods.
 """
 
 import statistics
-import sys
 import time
 
 import pika
 
-from labkit.lab.wire import Proxy
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
+from labkit.wire import Proxy
 
 MESSAGES = 10_000
 ROUNDS = 5
@@ -37,7 +36,7 @@ def publish(settings: BrokerSettings, body: bytes) -> float:
 
 def main() -> None:
     """Measure and print."""
-    direct = BrokerSettings.from_url(sys.argv[1]) if len(sys.argv) > 1 else BrokerSettings()
+    direct = BrokerSettings.from_env()
     with Proxy(direct, tapped=False) as plain, Proxy(direct) as tapped:
         ways = {"direct": direct, "proxy": plain.settings(), "proxy, tapped": tapped.settings()}
         for size in SIZES:

@@ -6,16 +6,14 @@ Importing this needs Pika and pydantic-settings only. The bench (brokers, wire, 
 
 import logging
 
-__version__ = "0.1.0"
-
 from labkit import errors
-from labkit.aio import AsyncConnection
-from labkit.channel import Channel, QueueState
-from labkit.channel_pool import ChannelPool
-from labkit.confirms import Confirmation, Outcome
-from labkit.connection import Connection, ConnectionStatus
-from labkit.consumer import Consumer
-from labkit.delivery import Delivery
+from labkit.connection.channel import Channel, QueueState
+from labkit.connection.connection import Connection, ConnectionStatus
+from labkit.connection.states import State
+from labkit.content.delivery import Delivery
+from labkit.content.failed_deliveries import RetryTimes
+from labkit.direct.aio import AsyncConnection
+from labkit.direct.sync import SyncConnection
 from labkit.errors import (
     AccessRefused,
     AuthenticationFailed,
@@ -48,9 +46,12 @@ from labkit.errors import (
     TooManyWaiting,
     Unroutable,
     Verdict,
+    WrongThread,
     classify,
 )
 from labkit.events import (
+    AlertCleared,
+    AlertRaised,
     AttemptFailed,
     ChannelClosed,
     ChannelOpened,
@@ -71,20 +72,25 @@ from labkit.events import (
     Timeline,
 )
 from labkit.factory import ConnectionFactory
-from labkit.lease import Lease
 from labkit.manager import ConnectionManager
-from labkit.pool import ConnectionPool
-from labkit.pool_stats import PoolStats
-from labkit.publisher import Publisher
+from labkit.messaging.confirmations import Confirmation, Outcome
+from labkit.messaging.consumer import Consumer
+from labkit.messaging.publisher import Publisher
+from labkit.monitor.monitor import ConnectionMonitor
+from labkit.pool.channels import ChannelPool
+from labkit.pool.connections import ConnectionPool
+from labkit.pool.lease import Lease
+from labkit.pool.stats import PoolStats
 from labkit.retry import Backoff, call_with_retry
-from labkit.settings import BrokerSettings, TlsSettings
-from labkit.states import State
-from labkit.sync import SyncConnection
-from labkit.tls import InsecureTls
+from labkit.settings.settings import BrokerSettings, TlsSettings
+from labkit.settings.tls import InsecureTls
 from labkit.topology import Binding, Exchange, Message, Queue
+from labkit.version import __version__ as __version__
 
 __all__ = [
     "AccessRefused",
+    "AlertCleared",
+    "AlertRaised",
     "AsyncConnection",
     "AttemptFailed",
     "AuthenticationFailed",
@@ -114,6 +120,7 @@ __all__ = [
     "ConnectionGivenUp",
     "ConnectionLost",
     "ConnectionManager",
+    "ConnectionMonitor",
     "ConnectionOpened",
     "ConnectionPool",
     "ConnectionRecovered",
@@ -149,6 +156,7 @@ __all__ = [
     "QueueRenamed",
     "QueueState",
     "RemoteError",
+    "RetryTimes",
     "RpcTimeout",
     "State",
     "SyncConnection",
@@ -159,6 +167,7 @@ __all__ = [
     "TooManyWaiting",
     "Unroutable",
     "Verdict",
+    "WrongThread",
     "call_with_retry",
     "classify",
     "errors",

@@ -1,7 +1,7 @@
 """Every error labkit raises on purpose.
 
 LabkitError
-├── ConfigurationError        a setting that cannot be (also a ValueError); MissingExtra: what to install
+├── ConfigurationError        an invalid setting (also a ValueError); MissingExtra: what to install
 ├── ConnectError              no connection before the deadline
 │   ├── AuthenticationFailed, AccessRefused    refused; never retried
 │   └── TlsError              CertificateNotTrusted, CertificateNameMismatch, CertificateExpired,
@@ -10,8 +10,9 @@ LabkitError
 ├── NotConnected, ChannelLost  what you held is gone; `reason` is what closed it (ConnectionLost is the event)
 ├── PoolClosed, PoolTimeout, TooManyWaiting, LeaseError    PoolTimeout is also a TimeoutError
 ├── PublishRejected, Unroutable, OutcomeUnknown    what became of a message
-│   └── MessageRefused        a PublishRejected that stays so: the broker closed the channel over the message
+│   └── MessageRefused        a PublishRejected that stays so: the broker closed the channel, or the link, over it
 ├── DeadlineExceeded          an operation's own time ran out (also a TimeoutError)
+├── WrongThread               a call that waits, on the I/O thread that it would wait for (also a RuntimeError)
 ├── FrameError                the byte stream is not AMQP 0-9-1
 ├── RpcTimeout, RemoteError   no reply in time; the endpoint raised (type name and text)
 └── BrokerError               no broker to be had, or it never became ready
@@ -23,8 +24,8 @@ the ``__cause__``. :func:`classify` says what any error, ours or Pika's, means f
 # ruff: noqa: N818 - the names are the field's own words (PoolTimeout, NotConnected), not "...Error" by rule
 
 from collections.abc import Sequence
-from typing import ClassVar
 
+from labkit.printable import printable
 from labkit.verdicts import Kind, Verdict, classify, describe
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "TooManyWaiting",
     "Unroutable",
     "Verdict",
+    "WrongThread",
     "classify",
     "describe",
 ]
@@ -69,7 +71,11 @@ class LabkitError(Exception):
     """The root: every error labkit raises on purpose."""
 
     #: What a retry would meet; None leaves the answer to ``__cause__`` or ``reason`` (see :func:`classify`).
-    kind: ClassVar[Kind | None] = None
+    kind: Kind | None = None
+
+    def __str__(self) -> str:
+        # What a broker or a client said may be part of it, and it is printed at terminals.
+        return printable(super().__str__(), keep="\n\t")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only facts would be lost by Exception's own way of pickling (multiprocessing, futures).
@@ -84,7 +90,7 @@ def _rebuild(cls: type[LabkitError], args: tuple[object, ...], facts: dict[str, 
 
 
 class ConfigurationError(LabkitError, ValueError):
-    """A setting that cannot be. Raised before any network I/O.
+    """An invalid setting. Raised before any network I/O.
 
     Attributes:
         field: The setting's name, or None if the problem is not one field's.
@@ -107,7 +113,7 @@ class MissingExtra(ConfigurationError):
     """A part of labkit needs a package that is not installed.
 
     Attributes:
-        extra: The extra to install, as in ``labkit-rabbitmq[flask]``.
+        extra: The extra to install, as in ``labkit-rabbitmq[twisted]``.
         package: The module that could not be imported.
     """
 
@@ -258,10 +264,12 @@ class PublishRejected(LabkitError):
 
 
 class MessageRefused(PublishRejected):
-    """The broker closed the channel over a message: too large, no permission (403), a property that cannot be (406).
+    """The broker closed the channel over a message: too large, no permission (403), an invalid property (406).
+
+    Or the whole connection, twice, with nothing else on its way: headers above the frame size (501).
 
     Attributes:
-        reason: Pika's ``ChannelClosedByBroker``, with the broker's own words.
+        reason: Pika's ``ChannelClosedByBroker`` or ``ConnectionClosedByBroker``, with the broker's own words.
     """
 
     kind = Kind.REFUSED
@@ -290,7 +298,7 @@ class Unroutable(LabkitError):
 
 
 class OutcomeUnknown(LabkitError):
-    """The link ended before the broker answered: the message may be there, or not.
+    """The link ended before the broker answered: the message may or may not have arrived.
 
     Publishing it again is safe only if the receiver can recognise a duplicate (``message_id``).
 
@@ -315,6 +323,15 @@ class DeadlineExceeded(LabkitError, TimeoutError):
     def __init__(self, message: str, *, deadline: float | None = None) -> None:
         super().__init__(message)
         self.deadline = deadline
+
+
+class WrongThread(LabkitError, RuntimeError):
+    """A call that waits, on the I/O thread, which would wait for itself. Nothing was done.
+
+    A log handler is called there, for what Pika and labkit log.
+    """
+
+    kind = Kind.OUR_BUG
 
 
 class FrameError(LabkitError):

@@ -7,6 +7,8 @@ import logging
 
 from labkit.errors import describe
 from labkit.events import (
+    AlertCleared,
+    AlertRaised,
     AttemptFailed,
     ChannelClosed,
     ConnectAttempted,
@@ -23,6 +25,7 @@ from labkit.events import (
     MessageReturned,
     QueueRenamed,
 )
+from labkit.printable import printable
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,7 +35,8 @@ def log_event(event: Event) -> None:
     said = _line(event)
     if said is not None:
         level, text = said
-        LOGGER.log(level, "%s: %s", event.connection or "connection", text)
+        # A line break of the broker's would begin a line that nobody here has logged.
+        LOGGER.log(level, "%s: %s", printable(event.connection or "connection"), printable(text))
 
 
 def _line(event: Event) -> tuple[int, str] | None:
@@ -48,7 +52,7 @@ def _line(event: Event) -> tuple[int, str] | None:
         case ConnectionGivenUp():
             return logging.ERROR, f"given up after {_times(event.attempts)}: {describe(event.error)}"
         case ConnectionLost():
-            then = "it connects anew" if event.recovering else "it does not connect anew"
+            then = "it reconnects" if event.recovering else "it does not reconnect"
             return logging.WARNING, f"lost, {then}: {describe(event.reason)}"
         case ConnectionRecovered():
             again = f"{event.replayed} messages sent again"
@@ -73,6 +77,10 @@ def _channel_line(event: Event) -> tuple[int, str] | None:
             return logging.ERROR, f"{event.what} did not come back: {describe(event.reason)}"
         case QueueRenamed():
             return logging.INFO, f"queue {event.old!r} is {event.new!r} now"
+        case AlertRaised():
+            return logging.WARNING, f"alert: {event.kind}: {event.text}"
+        case AlertCleared():
+            return logging.INFO, f"no more alert: {event.kind}, after {event.seconds:.2f} s"
         case MessageReturned():
             where = f"exchange {event.exchange!r}, routing key {event.routing_key!r}"
             return logging.WARNING, f"message {event.message_id} returned ({event.reply_text}): {where}"

@@ -5,18 +5,20 @@ dashboard must not take a connection down. An event's ``repr`` is the same on ev
 port or id (those are attributes).
 """
 
+import contextlib
 import dataclasses
 import itertools
 import logging
-import threading
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from labkit.concurrency.bell import Bell
 from labkit.errors import ConfigurationError, DeadlineExceeded
-from labkit.guard import guard
+from labkit.values import checked_callable, checked_count, checked_number, refused
 
 LOGGER = logging.getLogger(__name__)
 TIMELINE_MAX = 10_000  # events kept; a connection that flaps every 50 ms fills this in a few minutes
@@ -34,10 +36,13 @@ class Event:
 
     Attributes:
         connection: The connection's name (``connection_name``), or None.
+        source: A number for each :class:`~labkit.Connection` object of this process, so that two of one name can be
+            told apart; None where a Pika connection is told of. Not compared.
         at: When it happened, in seconds since the epoch. Not compared.
     """
 
     connection: str | None = _hidden(None)
+    source: int | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -87,7 +92,7 @@ class ConnectionGivenUp(Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConnectionLost(Event):
-    """It was open and nobody here closed it. ``recovering``: whether it connects anew by itself."""
+    """A connection was open and nobody here closed it. ``recovering``: whether it reconnects by itself."""
 
     reason: BaseException
     generation: int = 1
@@ -113,7 +118,7 @@ class ConnectionBlocked(Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConnectionUnblocked(Event):
-    """It takes them again, ``seconds`` later."""
+    """The broker takes publishes again, ``seconds`` later."""
 
     seconds: float = _hidden(0.0)
 
@@ -142,7 +147,11 @@ class ChannelClosed(Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConsumerCancelled(Event):
-    """The broker ended a consumer: its queue is gone."""
+    """The broker ended a consumer: its queue was deleted, or its node went away, or an acknowledgement took too long.
+
+    The broker does not say which. The last is RabbitMQ's consumer timeout, on quorum queues since 4.3; before, and on
+    other queues, it closes the channel (406).
+    """
 
     queue: str | None = None
     consumer_tag: str = _hidden("")
@@ -150,7 +159,10 @@ class ConsumerCancelled(Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DeclarationRefused(Event):
-    """A new link does not have ``what`` the old one had declared (``queue 'work'``); ``reason`` is the broker's."""
+    """A link does not have ``what`` was declared (``queue 'work'``); ``reason`` is the broker's. Told once a link.
+
+    What has ended two links is not declared again before somebody does, and that is told of every new link.
+    """
 
     what: str
     reason: BaseException
@@ -175,23 +187,47 @@ class MessageReturned(Event):
     message_id: str | None = _hidden(None)
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AlertRaised(Event):
+    """A monitor has found something wrong: ``kind`` is a :class:`labkit.monitor.AlertKind`'s value, ``text`` says what.
+
+    Told once, however long it lasts.
+    """
+
+    kind: str
+    text: str = _hidden("")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AlertCleared(Event):
+    """What a monitor had found wrong is well again, ``seconds`` later. Told once."""
+
+    kind: str
+    seconds: float = _hidden(0.0)
+
+
 class Listener(Protocol):
     """Anything that can be called with an event. It must return soon."""
 
     def __call__(self, event: Event, /) -> None:
-        """Hear of *event*."""
+        """Record *event*."""
 
 
 class Dispatcher:
-    """Hand each event to every listener, in order. Thread-safe.
+    """Hand each event to every listener, in order. Thread-safe, without a lock.
 
     Attributes:
         failures: How often a listener raised.
     """
 
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
-        self._lock = guard()
-        self._listeners: tuple[Listener, ...] = ()
+        if isinstance(listeners, str | bytes | Mapping) or not isinstance(listeners, Iterable):
+            raise ConfigurationError(
+                f"listeners: a {type(listeners).__name__} is not allowed; allowed: functions of one event, in a list",
+                field="listeners",
+                allowed="functions of one event, in a list",
+            )
+        self._listeners: list[Listener] = []
         self.failures = 0
         for listener in listeners:
             self.add(listener)
@@ -202,7 +238,7 @@ class Dispatcher:
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """Who is told, in this order."""
-        return self._listeners
+        return tuple(self._listeners)
 
     def add(self, listener: Listener) -> None:
         """Tell *listener* too, from now on.
@@ -210,49 +246,46 @@ class Dispatcher:
         Raises:
             ConfigurationError: it cannot be called.
         """
-        if not callable(listener):
-            raise ConfigurationError(
-                f"listeners: a {type(listener).__name__} cannot be called; allowed: a function of one event",
-                field="listeners",
-                allowed="a function of one event",
-            )
-        with self._lock:
-            self._listeners = (*self._listeners, listener)
+        checked_callable("listeners", listener, "a function of one event")
+        self._listeners.append(listener)
 
     def remove(self, listener: Listener) -> None:
         """Tell *listener* no more; nothing happens if it is not there."""
-        with self._lock:
-            self._listeners = tuple(each for each in self._listeners if each != listener)
+        with contextlib.suppress(ValueError):
+            while True:
+                self._listeners.remove(listener)
 
     def emit(self, event: Event) -> None:
         """Call every listener with *event*; never raises."""
-        for listener in self._listeners:  # a tuple: listeners may come and go meanwhile
+        for listener in self.listeners:  # a copy: listeners may come and go meanwhile
             try:
                 listener(event)
             except Exception:
-                with self._lock:
-                    self.failures += 1
+                self.failures += 1
                 LOGGER.exception("a listener failed on %r; the connection goes on", event)
 
 
 class Timeline:
-    """A listener that records. Thread-safe; keeps the newest *size* events and counts the ``dropped`` ones."""
+    """A listener that records. Thread-safe; keeps the newest *size* events and counts the ``dropped`` ones.
+
+    No lock: each event is put there together with its number, in one step that Python does not divide.
+    """
 
     def __init__(self, *, size: int = TIMELINE_MAX) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigurationError(
-                f"Timeline.size: {size!r} is not allowed; allowed: a whole number, 1 or more", field="size", value=size
-            )
-        self._changed = threading.Condition()
-        self._events: deque[Event] = deque(maxlen=size)
-        self._count = 0  # all events ever, so that a mark stays right after some were dropped
+        checked_count("Timeline.size", size, sys.maxsize)
+        self._events: deque[tuple[int, Event]] = deque(maxlen=size)
+        self._numbers = itertools.count()  # of all events ever, so that a mark stays right after some were dropped
+        self._count = 0
+        self._bells: list[Bell] = []  # of those who wait
 
     def __call__(self, event: Event, /) -> None:
         """Record *event*."""
-        with self._changed:
-            self._events.append(event)
-            self._count += 1
-            self._changed.notify_all()
+        number = next(self._numbers)
+        if number >= self._count:  # else another thread was quicker
+            self._count = number + 1
+        self._events.append((number, event))
+        for bell in list(self._bells):
+            bell.ring()
 
     def __repr__(self) -> str:
         names = self.names()
@@ -262,14 +295,12 @@ class Timeline:
     @property
     def events(self) -> tuple[Event, ...]:
         """What is kept, oldest first."""
-        with self._changed:
-            return tuple(self._events)
+        return tuple(event for _, event in list(self._events))
 
     @property
     def dropped(self) -> int:
         """How many were forgotten to make room."""
-        with self._changed:
-            return self._count - len(self._events)
+        return max(0, self._count - len(self._events))
 
     def names(self) -> list[str]:
         """Return the events' class names, oldest first."""
@@ -277,8 +308,7 @@ class Timeline:
 
     def mark(self) -> int:
         """Return a place in time, for ``wait_for(since=...)``: take it before you do what should cause an event."""
-        with self._changed:
-            return self._count
+        return self._count
 
     def wait_for(self, event_type: type[E], *, timeout: float, since: int | None = None, count: int = 1) -> E:
         """Return the *count*-th event of that type, waiting for it if need be.
@@ -292,23 +322,36 @@ class Timeline:
         Raises:
             DeadlineExceeded: it did not happen; the text lists what did.
         """
-        with self._changed:
-            if self._changed.wait_for(lambda: len(self._matching(event_type, since, count)) >= count, timeout):
-                return self._matching(event_type, since, count)[count - 1]
-            seen = [type(event).__name__ for event in self._since(since)]
+        if not (isinstance(event_type, type) and issubclass(event_type, Event)):
+            raise refused("event_type", event_type, "a class of event")
+        checked_number("timeout", timeout)
+        if since is not None:
+            checked_number("since", since, sys.maxsize, whole=True)
+        checked_count("count", count, sys.maxsize)
+        ends = time.monotonic() + timeout
+        bell = Bell()
+        try:
+            self._bells.append(bell)  # before the look: what happens after that rings
+            while True:
+                is_late = time.monotonic() >= ends
+                seen = self._since(since)
+                found = list(itertools.islice((each for each in seen if isinstance(each, event_type)), count))
+                if len(found) >= count:
+                    return found[count - 1]
+                if is_late:
+                    break
+                bell.wait(ends - time.monotonic())
+        finally:
+            if bell in self._bells:
+                self._bells.remove(bell)
         times = "" if count == 1 else f" number {count}"
+        names = ", ".join(type(event).__name__ for event in seen[-20:])
         raise DeadlineExceeded(
-            f"no {event_type.__name__}{times} within {timeout:g} s; seen: {', '.join(seen[-20:]) or 'nothing'}",
-            deadline=timeout,
+            f"no {event_type.__name__}{times} within {timeout:g} s; seen: {names or 'nothing'}", deadline=timeout
         )
 
-    def _since(self, since: int | None) -> list[Event]:
-        skip = 0 if since is None else max(0, since - (self._count - len(self._events)))
-        return list(itertools.islice(self._events, skip, None))
-
-    def _matching(self, event_type: type[E], since: int | None, count: int) -> list[E]:
-        matches = (event for event in self._since(since) if isinstance(event, event_type))
-        return list(itertools.islice(matches, count))
+    def _since(self, mark: int | None) -> list[Event]:
+        return [event for number, event in list(self._events) if mark is None or number >= mark]
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,8 @@
-"""Import what an extra installs, on first use."""
+"""Import what an extra installs, and say which extra that is where it is missing."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from labkit.errors import MissingExtra
@@ -19,3 +21,20 @@ def extra(name: str, module: str) -> Any:
         if package in ("pika", "labkit"):
             raise  # installed, and broken: that is another story
         raise MissingExtra(name, package) from exc
+
+
+@contextmanager
+def needs(name: str) -> Iterator[None]:
+    """Have what is imported in the block, and is not installed, named with the extra *name*.
+
+    Raises:
+        MissingExtra: a package is not installed.
+    """
+    try:
+        yield
+    except MissingExtra as exc:  # of a part that this one uses
+        raise MissingExtra(name, exc.package) from exc
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] in ("pika", "labkit"):
+            raise
+        raise MissingExtra(name, exc.name) from exc

@@ -7,9 +7,12 @@ import pika
 import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from labkit.bringup import Bringup
-from labkit.connection import Connection
-from labkit.dropping import Opening
+from labkit.connection.connection import Connection
+from labkit.connector.abandon import HalfOpenConnection
+from labkit.connector.blocking import Bringup
+from labkit.connector.callbacks import CallbackConnector, with_bring_up
+from labkit.connector.libev import LibevConnection
+from labkit.connector.tls_session import agreed
 from labkit.errors import ConfigurationError
 from labkit.events import (
     ConnectionBlocked,
@@ -20,11 +23,9 @@ from labkit.events import (
     Listener,
 )
 from labkit.extras import extra
-from labkit.libev import LibevConnection
 from labkit.retry import Backoff, Clock, SystemClock
-from labkit.settings import BrokerSettings
-from labkit.tls_session import agreed
-from labkit.walk import HostWalk, walking
+from labkit.settings.settings import BrokerSettings, checked_settings
+from labkit.values import check_type, checked_callable
 
 FIRST_THREAD_SAFE = "1.5.0rc1"
 GRACE = 1.0  # seconds for Pika's thread to say what went wrong, after its own limit
@@ -48,11 +49,14 @@ class ConnectionFactory:
     One *attempt* tries all addresses of one host. With several hosts they are tried in order; a host that refuses
     TLS is not asked again, and a refused login ends everything at once, so that no account is locked by retries.
 
+    On all of them but :meth:`thread_safe`, a message is delivered whatever its properties are, as Pika's object with an
+    attribute ``undecodable`` of what could not be read; :class:`labkit.Message` says what that is.
+
     Args:
         settings: Where to connect, and how patiently.
         backoff: The pauses of the connections that labkit itself retries (:meth:`blocking` takes
             ``settings.connection_attempts`` and ``settings.retry_delay``, as Pika does).
-        listeners: Functions that hear of every event.
+        listeners: Functions that are called with every event.
         clock: Where time comes from.
     """
 
@@ -64,7 +68,8 @@ class ConnectionFactory:
         listeners: Iterable[Listener] = (),
         clock: Clock = SystemClock(),  # noqa: B008 - holds nothing
     ) -> None:
-        self.settings = settings
+        self.settings = checked_settings(settings)
+        check_type("backoff", backoff, Backoff)
         self.backoff = backoff
         self.events = Dispatcher(listeners)
         self._clock = clock
@@ -72,7 +77,7 @@ class ConnectionFactory:
     def __repr__(self) -> str:
         return f"ConnectionFactory({self.settings!r})"
 
-    def blocking(self, opening: Opening | None = None) -> pika.BlockingConnection:
+    def blocking(self, opening: HalfOpenConnection | None = None) -> pika.BlockingConnection:
         """Return an open ``BlockingConnection``, owned by the calling thread.
 
         It works only while one of its methods runs: heartbeats and notices wait for
@@ -93,7 +98,7 @@ class ConnectionFactory:
 
         Reference: AMQP 0-9-1, section 2.2.4 (The Connection Class).
         """
-        opening = opening if opening is not None else Opening()
+        opening = opening if opening is not None else HalfOpenConnection()
         try:
             connection: pika.BlockingConnection = Bringup(
                 self.settings, self.events, self._clock, opening.open_one
@@ -133,8 +138,9 @@ class ConnectionFactory:
         Args:
             callbacks: Pika's own: ``on_open_callback(connection)``, ``on_open_error_callback(connection, error)``,
                 ``on_close_callback(connection, reason)``; and ``custom_ioloop``, a loop of the adapter's kind.
-                The error is Pika's; ``labkit.classify(error)`` says what it means. Without
-                ``on_open_error_callback`` it is raised into the loop.
+                Each error is a ``pika.exceptions.AMQPError``; what Pika has no such class for (an unknown name, a TLS
+                failure, silence) is the argument of an ``AMQPConnectionError``. ``labkit.classify(error)`` looks inside
+                and says what it means. Without ``on_open_error_callback`` it is raised into the loop.
 
         Raises:
             ConfigurationError: a TLS file cannot be read.
@@ -161,7 +167,8 @@ class ConnectionFactory:
     def gevent(self, **callbacks: Unpack[Callbacks]) -> Any:
         """Return Pika's ``GeventConnection`` on this thread's gevent hub; see :meth:`select`.
 
-        It works while any greenlet waits. Not on Windows. ``labkit.libev.pin_gevent()`` puts the hub on libev.
+        It works while any greenlet waits. Not on Windows. ``labkit.connector.libev.pin_gevent()`` puts the hub on
+        libev.
 
         Raises:
             MissingExtra: gevent is not installed.
@@ -169,7 +176,7 @@ class ConnectionFactory:
         return self._on_a_loop(extra("gevent", "pika.adapters.gevent_connection").GeventConnection, **callbacks)
 
     def libev(self, **callbacks: Unpack[Callbacks]) -> Any:
-        """Return a :class:`labkit.libev.LibevConnection`, which runs on libev itself; see :meth:`select`.
+        """Return a :class:`labkit.connector.libev.LibevConnection`, which runs on libev itself; see :meth:`select`.
 
         Raises:
             MissingExtra: gevent, which ships the binding of libev, is not installed.
@@ -189,7 +196,7 @@ class ConnectionFactory:
             MissingExtra: Twisted is not installed.
             ConfigurationError: a TLS file cannot be read (by way of the Deferred).
         """
-        ours = extra("twisted", "labkit.reactor")
+        ours = extra("twisted", "labkit.connector.twisted")
         if reactor is None:
             reactor = extra("twisted", "twisted.internet.reactor")
         opened = ours.connect(self.settings, self.events, self._clock, self._report_end, reactor)
@@ -203,6 +210,9 @@ class ConnectionFactory:
 
     def thread_safe(self) -> Any:
         """Return an open ``pika.Connection``, which any thread may use; Pika runs its loop in a thread of its own.
+
+        What that loop reads is out of labkit's reach: a message with headers that Pika cannot read, such as tables
+        nested some hundred deep, ends this connection, and whichever is given that message next.
 
         Raises:
             ConfigurationError: the installed Pika has no such class. It came with 1.5.
@@ -236,10 +246,14 @@ class ConnectionFactory:
         on_close_callback: Callable[[Any, BaseException], Any] | None = None,
         custom_ioloop: Any = None,
     ) -> Any:
-        for callback in (on_open_callback, on_open_error_callback, on_close_callback):
-            if callback is not None and not callable(callback):
-                raise TypeError(f"a {type(callback).__name__} cannot be called; allowed: a function")
-        connection = walking(adapter)(HostWalk(self.settings, self.events, self._clock), custom_ioloop)
+        for name, callback in (
+            ("on_open_callback", on_open_callback),
+            ("on_open_error_callback", on_open_error_callback),
+            ("on_close_callback", on_close_callback),
+        ):
+            if callback is not None:
+                checked_callable(name, callback)
+        connection = with_bring_up(adapter)(CallbackConnector(self.settings, self.events, self._clock), custom_ioloop)
         # Ours first: a callback that raises, or that leaves the greenlet, keeps Pika from calling the next one.
         self._report_alarms(connection)
         connection.add_on_close_callback(self._report_end)

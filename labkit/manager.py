@@ -10,23 +10,26 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from labkit.channel import Channel
-from labkit.confirms import Confirmation
-from labkit.connection import CHANNEL_TIMEOUT, Connection
-from labkit.consumer import Consumer
-from labkit.consuming_role import Handler, OnError
-from labkit.errors import ConfigurationError
+from labkit.concurrency.guard import guard
+from labkit.connection.channel import Channel
+from labkit.connection.connection import CHANNEL_TIMEOUT, RETRY_REFUSED, Connection
+from labkit.connection.states import State
+from labkit.content.failed_deliveries import OnError
+from labkit.content.sendable import check_route
 from labkit.event_log import log_event
-from labkit.events import Listener
-from labkit.guard import guard
-from labkit.manager_parts import LATE_TIMEOUT, Parts
-from labkit.publisher import Publisher
-from labkit.recovering import CLOSE_TIMEOUT
+from labkit.events import Dispatcher, Listener
+from labkit.manager_parts import LATE_TIMEOUT, ConsumingConnection, ManagedConnection, ManagerResources, SharedRecord
+from labkit.messaging.base import CLOSE_TIMEOUT
+from labkit.messaging.confirmations import Confirmation
+from labkit.messaging.consumer import Consumer
+from labkit.messaging.consumer_io import Handler
+from labkit.messaging.publisher import Publisher
+from labkit.monitor.monitor import ConnectionMonitor
 from labkit.retry import Backoff
-from labkit.settings import BrokerSettings
-from labkit.states import State
-from labkit.topology import Message, Queue
-from labkit.validation import SHORT_STRING_MAX, check_type, checked_name, checked_number, checked_prefetch, show
+from labkit.settings.settings import BrokerSettings, checked_settings
+from labkit.topology import Binding, Message, Queue
+from labkit.values import SHORT_STRING_MAX, checked_flag, checked_number, checked_prefetch, refused
+from labkit.watched import Watched
 
 if TYPE_CHECKING:
     import pika
@@ -50,12 +53,15 @@ class ConnectionManager:
             "... consuming".
         max_in_flight: How many messages may wait for the broker's answer.
         prefetch: Messages that the broker sends ahead to each consumer that does not say otherwise.
-        backoff: The pauses between attempts to connect. With ``attempts``, a connection that could not be opened
-            so many times in a row is given up, until somebody publishes or calls :meth:`ensure_connection`.
-        listeners: Functions that hear of every event of both connections.
+        backoff: The pauses between attempts to connect. With ``attempts``, opening gives up after so many in a row, and
+            so does the recovery of the publishing connection, until somebody publishes or calls
+            :meth:`ensure_connection`. Nobody would ask for the consuming one, so that goes on.
+        retry_refused: Seconds for which recovery tries again when the login is refused; see :class:`Connection`. After
+            that both connections are given up, until somebody calls :meth:`ensure_connection`.
+        listeners: Functions that are called with every event of both connections.
 
     Raises:
-        ConfigurationError: an argument that cannot be.
+        ConfigurationError: an invalid argument.
     """
 
     def __init__(
@@ -65,14 +71,16 @@ class ConnectionManager:
         max_in_flight: int = 1000,
         prefetch: int = 10,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        retry_refused: float = RETRY_REFUSED,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        check_type("settings", settings, BrokerSettings)
-        self.settings = settings
+        self.settings = checked_settings(settings)
+        self._retry_refused = retry_refused
         self._max_in_flight = max_in_flight
         self._prefetch = checked_prefetch(prefetch)
         self._backoff = backoff
-        self._listeners = (log_event, *listeners)
+        self._listeners: tuple[Listener, ...] = (log_event, *Dispatcher(listeners).listeners)
+        self._monitor: ConnectionMonitor | None = None
         self._lock = guard()
         self._parts = self._new_parts()
 
@@ -103,15 +111,15 @@ class ConnectionManager:
             retry_delay: Seconds that the first pause has at most; later ones are longer, up to 5 s (``Backoff``).
 
         Raises:
-            ConfigurationError: a value that cannot be, under the name it has here.
+            ConfigurationError: an invalid value, under the name it has here.
         """
         if not isinstance(connection_timeout, int | float) or isinstance(connection_timeout, bool):
-            raise _refused("connection_timeout", connection_timeout, "seconds, above 0")
+            raise refused("connection_timeout", connection_timeout, "seconds, above 0")
         if not 0 < connection_timeout < float("inf"):
-            raise _refused("connection_timeout", connection_timeout, "seconds, above 0")
+            raise refused("connection_timeout", connection_timeout, "seconds, above 0")
         is_whole = isinstance(max_retries, int) and not isinstance(max_retries, bool)
         if max_retries is not None and not (is_whole and max_retries >= 1):
-            raise _refused("max_retries", max_retries, "a whole number, 1 or more; None: no limit")
+            raise refused("max_retries", max_retries, "a whole number, 1 or more; None: no limit")
         checked_number("retry_delay", retry_delay)
         settings = BrokerSettings(
             host=host,
@@ -148,6 +156,13 @@ class ConnectionManager:
         return self._open_parts().publisher
 
     @property
+    def monitor(self) -> ConnectionMonitor:
+        """What watches both connections, the publisher and the consumers; it begins when it is first asked for."""
+        with self._lock:
+            monitor = self._monitor = self._monitor or ConnectionMonitor(self)
+        return monitor if self._parts.is_closing else monitor.open()
+
+    @property
     def connections(self) -> tuple[Connection, ...]:
         """The connections that have been needed so far: to publish, to consume. For a look at them."""
         parts = self._parts
@@ -162,9 +177,13 @@ class ConnectionManager:
         Raises:
             AuthenticationFailed, AccessRefused, TlsError, ConnectError, DeadlineExceeded: as :meth:`ensure_connection`.
         """
+        if deadline is not None:
+            checked_number("deadline", deadline)
         with self._lock:
             if self._parts.is_closing:
-                self._parts = self._new_parts()
+                fresh = self._new_parts()
+                if self._parts.is_closing:  # else a signal handler has opened it meanwhile
+                    self._parts = fresh
         self.ensure_connection(deadline=deadline)
         return self
 
@@ -215,16 +234,14 @@ class ConnectionManager:
             deadline: Seconds until its outcome is settled, connecting included.
 
         Raises:
-            ConfigurationError: an argument that cannot be. Nothing was sent.
+            ConfigurationError: an invalid argument. Nothing was sent.
             AuthenticationFailed, AccessRefused, TlsError, ConnectError: it cannot connect. Nothing was sent.
             DeadlineExceeded: it did not get its turn within *deadline* seconds. Nothing was sent.
             NotConnected: it is closed. Nothing was sent.
         """
         is_whole = isinstance(body, Message) and properties is None
         message = body if is_whole else Message.with_properties(body, properties)  # type: ignore[arg-type]
-        for name, value in (("exchange", exchange), ("routing_key", routing_key)):
-            if value != "":
-                checked_name(name, value)
+        check_route(exchange, routing_key, mandatory)
         seconds = float(checked_number("deadline", deadline))
         ends = time.monotonic() + seconds
         parts = self._open_parts()
@@ -244,6 +261,7 @@ class ConnectionManager:
         handler: Handler,
         prefetch: int | None = None,
         *,
+        bindings: Iterable[Binding] = (),
         on_error: OnError = "requeue-once",
     ) -> Consumer:
         """Have *handler* called with every delivery, on a thread of its own; return at once. It settles each one.
@@ -257,29 +275,33 @@ class ConnectionManager:
                 be one that is exclusive, or that the broker names).
             handler: A function of one :class:`Delivery`.
             prefetch: Messages that the broker sends ahead, 1 to 65535; None: the manager's.
+            bindings: What is bound to the queue, and stays so through lost links; see :class:`Consumer`. An exclusive
+                queue can be bound in no other way: :meth:`channel` is on another connection.
             on_error: What is done with a delivery whose handler raised; see :class:`Consumer`.
 
         Raises:
-            ConfigurationError: an argument that cannot be.
+            ConfigurationError: an invalid argument.
             ChannelLost: the broker refused (a queue that is missing, 404).
             ConnectError and others: as :meth:`ensure_connection`.
         """
         parts = self._open_parts()
         chosen = self._prefetch if prefetch is None else prefetch
-        consumer = Consumer(parts.consuming, queue, handler, prefetch=chosen, on_error=on_error)
+        consumer = Consumer(parts.consuming, queue, handler, bindings=bindings, prefetch=chosen, on_error=on_error)
         parts.consume(consumer, self.settings.connect_deadline)
         return consumer
 
     def channel(self, *, confirm: bool = False, timeout: float = CHANNEL_TIMEOUT) -> Channel:
         """Return a new channel on the publishing connection, to declare, bind, look and get. It never recovers.
 
-        What is declared on it is declared again on every later link. It answers nothing while the broker has an alarm
+        What is declared on it is declared again on every later link, of either connection: what consumers need and what
+        is declared here is one topology. It answers nothing while the broker has an alarm
         and this connection has published.
 
         Args:
             confirm: Whether ``channel.publish()`` waits until the broker has the message.
             timeout: Seconds for everything, connecting included.
         """
+        checked_flag("confirm", confirm)
         ends = time.monotonic() + float(checked_number("timeout", timeout))
         parts = self._open_parts()
         parts.begin(parts.publishing, timeout)
@@ -289,29 +311,58 @@ class ConnectionManager:
         """End in order within *timeout* seconds: the consumers, then what is still to be published, then the links.
 
         A handler that is at work may finish, and publish. What the broker has not confirmed in time is settled as
-        unknown. From inside a handler this returns at once, and the end comes when the handler has returned. Twice is
-        fine, from any thread; never raises for a dead link: each step's error is logged, and the next one follows.
+        unknown. From inside a handler, and on the I/O thread, this returns at once, and the end comes on a thread of
+        its own. Twice is fine, from any thread; never raises for a dead link: each step's error is logged, and the
+        next one follows.
         """
         checked_number("timeout", timeout)
         with self._lock:
             parts = self._parts
             parts.is_closing = True
-        if any(each.is_called_here for each in parts.consumers):
+        if self._monitor is not None:
+            self._monitor.close(timeout=0.0)
+        if parts.publishing._io.is_current or any(each.is_called_here for each in parts.consumers):
             threading.Thread(target=parts.close, args=(timeout,), name="labkit-manager-close", daemon=True).start()
         else:
             parts.close(timeout)
 
-    def _open_parts(self) -> Parts:
+    # For a monitor (labkit.watched), from any thread.
+
+    def _watched(self) -> Watched:
+        parts = self._parts
+        return Watched(connections=self.connections, publishers=(parts.publisher,), consumers=parts.consumers)
+
+    def _listen(self, listener: Listener) -> None:
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+            for each in (self._parts.publishing, self._parts.consuming):
+                each.events.add(listener)
+
+    def _unlisten(self, listener: Listener) -> None:
+        with self._lock:
+            self._listeners = tuple(each for each in self._listeners if each != listener)
+            for each in (self._parts.publishing, self._parts.consuming):
+                each.events.remove(listener)
+
+    def _open_parts(self) -> ManagerResources:
         parts = self._parts
         parts.check()
         return parts
 
-    def _new_parts(self) -> Parts:
+    def _new_parts(self) -> ManagerResources:
+        record = SharedRecord()
         publishing, consuming = (
-            Connection(_named(self.settings, role), backoff=self._backoff, recovery=True, listeners=self._listeners)
-            for role in ("publishing", "consuming")
+            kind(
+                _named(self.settings, role),
+                record,
+                backoff=self._backoff,
+                recovery=True,
+                retry_refused=self._retry_refused,
+                listeners=self._listeners,
+            )
+            for kind, role in ((ManagedConnection, "publishing"), (ConsumingConnection, "consuming"))
         )
-        return Parts(publishing, consuming, Publisher(publishing, max_in_flight=self._max_in_flight))
+        return ManagerResources(publishing, consuming, Publisher(publishing, max_in_flight=self._max_in_flight))
 
 
 def _is_under_way(connection: Connection) -> bool:
@@ -322,9 +373,3 @@ def _is_under_way(connection: Connection) -> bool:
 def _named(settings: BrokerSettings, role: str) -> BrokerSettings:
     name = role if settings.connection_name is None else f"{settings.connection_name} {role}"
     return settings if len(name.encode()) > SHORT_STRING_MAX else settings.replace(connection_name=name)
-
-
-def _refused(name: str, value: object, allowed: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name}: {show(value)} is not allowed; allowed: {allowed}", field=name, value=value, allowed=allowed
-    )

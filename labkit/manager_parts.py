@@ -1,20 +1,54 @@
 """What a ``ConnectionManager`` holds while it is open: two connections, a publisher, consumers; and how that ends."""
 
+import contextlib
 import logging
+import os
 import time
+from typing import Any
 
-from labkit.connection import Connection
-from labkit.consumer import Consumer
+from labkit.connection.connection import Connection
+from labkit.connection.topology_record import TopologyRecord
 from labkit.errors import NotConnected, describe
-from labkit.guard import guard
-from labkit.publisher import Publisher
+from labkit.messaging.consumer import Consumer
+from labkit.messaging.publisher import Publisher
+from labkit.settings.settings import BrokerSettings
 
 LOGGER = logging.getLogger(__name__)
 CONSUMERS_SHARE, PUBLISHER_SHARE = 0.5, 0.5  # of the time that is left when their turn to close comes
 LATE_TIMEOUT = 1.0  # seconds to close what was opened, and is of no use: another thread closed the manager meanwhile
 
 
-class Parts:
+class SharedRecord:
+    """The topology of a manager's two connections; a child process after a fork has another. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._current = os.getpid(), TopologyRecord()
+
+    def get(self) -> TopologyRecord:
+        """Return this process's; in a child, where it is asked for first, there is one thread."""
+        if self._current[0] != os.getpid():
+            self._current = os.getpid(), TopologyRecord()
+        return self._current[1]
+
+
+class ManagedConnection(Connection):
+    """A connection that shares its topology with another."""
+
+    def __init__(self, settings: BrokerSettings, record: SharedRecord, **options: Any) -> None:
+        self._shared = record
+        super().__init__(settings, **options)
+
+    def _new_record(self) -> TopologyRecord:
+        return self._shared.get()
+
+
+class ConsumingConnection(ManagedConnection):
+    """A connection that comes back by itself, however many attempts that takes: no call of a user's asks for it."""
+
+    _gives_up = False
+
+
+class ManagerResources:
     """What one open manager holds; one that is opened again after a close has others. Thread-safe.
 
     Attributes:
@@ -30,14 +64,14 @@ class Parts:
         self.publisher = publisher
         self.is_closing = False
         self.is_closed = False
-        self._lock = guard()
-        self._consumers: tuple[Consumer, ...] = ()  # replaced, never changed
-        self._opening: tuple[Consumer, ...] = ()
+        # Changed in one step each, without a lock: a signal handler may come amid any of this, and consume, too.
+        self._consumers: list[Consumer] = []
+        self._opening: list[Consumer] = []
 
     @property
     def consumers(self) -> tuple[Consumer, ...]:
         """Those that were not closed."""
-        return tuple(each for each in self._consumers if not each.is_closed or each in self._opening)
+        return tuple(each for each in list(self._consumers) if not each.is_closed or each in self._opening)
 
     def check(self, *, may_be_closing: bool = True) -> None:
         """Raise NotConnected if it is closed."""
@@ -56,13 +90,18 @@ class Parts:
     def consume(self, consumer: Consumer, seconds: float) -> None:
         """Open *consumer* and hold it: from before, since its handler may close all this at its first delivery."""
         self.check(may_be_closing=False)
-        with self._lock:
-            self._consumers, self._opening = (*self.consumers, consumer), (*self._opening, consumer)
+        for each in list(self._consumers):
+            if each.is_closed and each not in self._opening:
+                with contextlib.suppress(ValueError):  # another has just done it
+                    self._consumers.remove(each)
+        self._opening.append(consumer)  # first: it is closed until it is open
+        self._consumers.append(consumer)
         try:
+            self.check(may_be_closing=False)  # close() may have looked before it was there
             self.begin(consumer, seconds)
         finally:
-            with self._lock:
-                self._opening = tuple(each for each in self._opening if each is not consumer)
+            with contextlib.suppress(ValueError):
+                self._opening.remove(consumer)
 
     def close(self, timeout: float) -> None:
         """End everything within *timeout* seconds: first what takes messages, then what sends them."""

@@ -1,17 +1,18 @@
-"""Try again, but never for ever: pauses that grow, a deadline over everything, a switch that stops it.
+"""Try again, but never forever: pauses that grow, a deadline over everything, a switch that stops it.
 
 Does no I/O of its own. The clock and the random source are arguments, so tests and lessons need not wait.
 """
 
 import random
-import threading
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
-from labkit.errors import ConfigurationError, Kind, Verdict
+from labkit.errors import Kind, Verdict
 from labkit.errors import classify as classify_error
+from labkit.values import check_type, checked_callable, refused
 
 T = TypeVar("T")
 
@@ -19,20 +20,24 @@ T = TypeVar("T")
 EXPONENT_MAX = 32
 # A busy broker answers "not now", so we skip the short pauses: 2 ** 4 times longer, up to the same ceiling.
 BUSY_STEPS = 4
-# Seconds that a link must live before the pauses begin anew: longer than a broker needs to accept us and fail again.
+# Seconds that a link must live before the pauses begin again: longer than a broker needs to accept us and fail again.
 STABLE_AFTER = 10.0
 
 
 def _check(name: str, value: object, minimum: float, allowed: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not minimum <= float(value) < float("inf"):  # type: ignore[arg-type]
-        _refuse(name, value, allowed)
+    if not number or not minimum <= value <= sys.float_info.max:  # type: ignore[operator]
+        raise refused(name, value, allowed)
 
 
-def _refuse(name: str, value: object, allowed: str) -> None:
-    field = name.rpartition(".")[2].rpartition(" ")[2]
-    text = f"{name}: {value!r} is not allowed; allowed: {allowed}"
-    raise ConfigurationError(text, field=field, value=value, allowed=allowed)
+class Stop(Protocol):
+    """A switch that another thread can set: a ``threading.Event``, or labkit's own flag."""
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+
+    def wait(self, timeout: float, /) -> bool:
+        """Wait until it is set; False if it is not within *timeout* seconds."""
 
 
 class Clock(Protocol):
@@ -41,7 +46,7 @@ class Clock(Protocol):
     def now(self) -> float:
         """Return seconds that only ever grow."""
 
-    def sleep(self, seconds: float, stop: threading.Event | None = None) -> bool:
+    def sleep(self, seconds: float, stop: Stop | None = None) -> bool:
         """Wait, and return True; return False as soon as *stop* is set."""
 
 
@@ -50,7 +55,7 @@ class SystemClock:
 
     now = staticmethod(time.monotonic)  # no function around it: a pool asks four times a checkout
 
-    def sleep(self, seconds: float, stop: threading.Event | None = None) -> bool:
+    def sleep(self, seconds: float, stop: Stop | None = None) -> bool:
         """Wait *seconds*; False as soon as *stop* is set."""
         if stop is not None:
             return not stop.wait(seconds)
@@ -69,7 +74,7 @@ class FakeClock:
         """Return the seconds slept so far."""
         return self.time
 
-    def sleep(self, seconds: float, stop: threading.Event | None = None) -> bool:
+    def sleep(self, seconds: float, stop: Stop | None = None) -> bool:
         """Move the time forward at once; False, and no move, when *stop* is set."""
         if stop is not None and stop.is_set():
             return False
@@ -100,11 +105,11 @@ class Backoff:
         _check("Backoff.factor", self.factor, 1.0, "a number, 1 or more")
         _check("Backoff.maximum", self.maximum, self.initial, "seconds, not below initial")
         if self.jitter not in ("full", "none"):
-            _refuse("Backoff.jitter", self.jitter, "'full' or 'none'")
+            raise refused("Backoff.jitter", self.jitter, "'full' or 'none'")
         if self.attempts is not None and (
             isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1
         ):
-            _refuse("Backoff.attempts", self.attempts, "a whole number, 1 or more; None: no limit")
+            raise refused("Backoff.attempts", self.attempts, "a whole number, 1 or more; None: no limit")
 
     def delay(self, attempt: int, rng: random.Random | None = None) -> float:
         """Return the seconds to pause after failed attempt number *attempt*, counted from 0.
@@ -114,7 +119,7 @@ class Backoff:
             rng: The random source; None: Python's shared one. Not used without jitter.
         """
         if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 0:
-            _refuse("Backoff.delay: attempt", attempt, "a whole number, 0 or more")
+            raise refused("Backoff.delay.attempt", attempt, "a whole number, 0 or more")
         ceiling = self._ceiling(attempt)
         if self.jitter == "none":
             return ceiling
@@ -159,6 +164,7 @@ class Pauses:
         self.stable_after = stable_after
         self._clock, self._rng = clock, rng
         self._failures = 0
+        self._attempts = 0  # those of them that count
         self._opened_at: float | None = None
 
     def __repr__(self) -> str:
@@ -173,24 +179,26 @@ class Pauses:
         """The link is open now; how long it stays so decides about the next pause."""
         self._opened_at = self._clock.now()
 
-    def next(self, *, busy: bool = False) -> float | None:
+    def next(self, *, busy: bool = False, is_free: bool = False) -> float | None:
         """Return the seconds to wait after a failed attempt or a loss; None: the attempts are used up.
 
         Args:
             busy: The broker said "not now", so short pauses are skipped.
+            is_free: The pauses grow, and the attempts that are left do not become fewer.
         """
         opened_at, self._opened_at = self._opened_at, None
         if opened_at is not None and self._clock.now() - opened_at >= self.stable_after:
-            self._failures = 0
+            self._failures = self._attempts = 0
         self._failures += 1
-        if self.backoff.attempts is not None and self._failures >= self.backoff.attempts:
+        self._attempts += not is_free
+        if self.backoff.attempts is not None and not is_free and self._attempts >= self.backoff.attempts:
             return None
         return self.backoff.delay(self._failures - 1 + (BUSY_STEPS if busy else 0), self._rng)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One failed try, as ``on_attempt`` hears of it.
+    """One failed try, as ``on_attempt`` is called with it.
 
     Attributes:
         number: 1 for the first.
@@ -216,7 +224,7 @@ def call_with_retry(
     backoff: Backoff = Backoff(),
     clock: Clock = SystemClock(),  # noqa: B008 - holds nothing
     rng: random.Random | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     on_attempt: Callable[[Attempt], None] | None = None,
 ) -> T:
     """Return what *function* returns, calling it again after errors that a retry can heal.
@@ -232,13 +240,21 @@ def call_with_retry(
         clock: Where time comes from.
         rng: Where jitter comes from.
         stop: Set by another thread, it ends the pause and the retrying.
-        on_attempt: Hears of every failed call, before the pause.
+        on_attempt: Called with every failed call, before the pause.
 
     Raises:
         ConfigurationError: the deadline is not a number of seconds, 0 or more.
         Exception: what the last call raised: the error was permanent, time or attempts ran out, or *stop* was set.
     """
     _check("deadline", deadline, 0.0, "seconds, 0 or more")
+    checked_callable("function", function)
+    checked_callable("classify", classify)
+    check_type("backoff", backoff, Backoff)
+    if on_attempt is not None:
+        checked_callable("on_attempt", on_attempt)
+    kinds = on if isinstance(on, tuple) else (on,)
+    if on is not None and not all(isinstance(each, type) and issubclass(each, BaseException) for each in kinds):
+        raise refused("on", on, "classes of errors, in a tuple; None: ask classify")
     started = clock.now()
     pauses = Pauses(backoff, clock=clock, rng=rng)
     number = 0
@@ -252,9 +268,10 @@ def call_with_retry(
         elapsed = clock.now() - started
         pause: float | None = None
         if _may_retry(error, verdict, on) and not (stop is not None and stop.is_set()):
-            pause = pauses.next(busy=verdict.kind is Kind.BUSY)
-            if pause is not None and elapsed + pause >= deadline:
-                pause = None
+            pause = pauses.next(busy=verdict.kind is Kind.BUSY, is_free=verdict.is_free)
+            if pause is not None:
+                pause = max(pause, verdict.least_pause)
+                pause = None if elapsed + pause >= deadline else pause
         if on_attempt is not None:
             on_attempt(Attempt(number, error, verdict, elapsed, pause))
         if pause is None or not clock.sleep(pause, stop):

@@ -6,15 +6,32 @@ from typing import Any, Literal, Self
 
 import pika
 
+from labkit.content.field_table import are_entries
+from labkit.content.properties import PIKA_ENCODES_FLOATS, Properties
 from labkit.errors import ConfigurationError
-from labkit.frozen import FrozenMapping
-from labkit.validation import checked_name, show, table, unknown_name
+from labkit.validation import unknown_name
+from labkit.values import (
+    CARRIED,
+    SHORT_STRING_MAX,
+    FrozenMapping,
+    TableError,
+    check_type,
+    checked_flag,
+    checked_key,
+    checked_name,
+    encoded,
+    show,
+    table,
+)
 
 PERSISTENT, TRANSIENT = 2, 1  # AMQP 0-9-1, section 1.8.3 (basic.delivery-mode)
 AS_PIKA_HAS_THEM = (
     "content_type", "content_encoding", "message_id", "correlation_id", "reply_to", "type", "app_id",
     "priority", "timestamp",
 )  # fmt: skip
+EXPIRATION_MAX = 315_360_000  # seconds: ten years is what RabbitMQ takes
+ROUTES = ("CC", "BCC")  # headers that hold routing keys: RabbitMQ closes the channel if they are not lists (406)
+TABLE = f"a mapping of names to {CARRIED}"
 PROPERTIES = ("headers", *AS_PIKA_HAS_THEM, "expiration", "persistent")
 
 
@@ -27,9 +44,18 @@ class Message:
 
     Attributes:
         body: The bytes.
-        headers: Read-only; what an AMQP table can carry.
-        expiration: Seconds until the broker may drop it unread; None: never. (On the wire: milliseconds, as text.)
+        headers: Read-only. What AMQP carries: text, bytes, whole numbers of 64 bits, finite floats, a Decimal of 32
+            bits, booleans, None, dates from 1970 on (in whole seconds; without a time zone, UTC), and lists and
+            mappings of these, 64 levels deep. All headers go in one frame: some 130,000 bytes (``frame_max``).
+        expiration: Seconds until the broker may drop it unread, up to ten years; None: never. (On the wire: whole
+            milliseconds, as text; less than one is sent as one, since 0 means at once.)
         persistent: Whether the broker keeps it on disk, in a durable queue.
+        undecodable: The bytes of what could not be read of a received message; empty: all was read. Mostly headers that
+            have no value in Python: a date after the year 9999, which is what one in milliseconds or before 1970 looks
+            like; tables nested more than 64 deep; a name that is not UTF-8. They are here as they came, name, type and
+            value, not in ``headers``, and are sent on with the message. A message in whose properties even their end
+            could not be found can be received, and cannot be sent on. (Text that is not UTF-8 is no such thing: it is
+            bytes where it belongs, in a header or in a property.)
 
     Raises:
         ConfigurationError: the body is neither text nor bytes, or a property cannot be sent.
@@ -48,6 +74,7 @@ class Message:
     timestamp: int | None = None
     expiration: float | None = None
     persistent: bool = True
+    undecodable: bytes = field(default=b"", repr=False)
 
     def __init__(
         self,
@@ -65,8 +92,11 @@ class Message:
         timestamp: int | None = None,
         expiration: float | None = None,
         persistent: bool = True,
+        undecodable: bytes = b"",
     ) -> None:
         is_text = isinstance(body, str)
+        checked_flag("Message.persistent", persistent)
+        check_type("Message.undecodable", undecodable, bytes)
         values: dict[str, Any] = {
             "body": _as_bytes(body),
             "headers": _as_headers(headers),
@@ -81,6 +111,7 @@ class Message:
             "timestamp": _whole("timestamp", timestamp, 2**63 - 1),
             "expiration": _seconds("expiration", expiration),
             "persistent": persistent,
+            "undecodable": undecodable,
         }
         _short("content_type", values["content_type"])
         _short("content_encoding", values["content_encoding"])
@@ -103,37 +134,52 @@ class Message:
         """
         if properties is None:
             return cls(body)
+        undecodable = getattr(properties, "undecodable", b"")  # of properties that labkit has read
         if not isinstance(properties, Mapping):
             properties = _named_values(properties)
         for name in properties:
             if name not in PROPERTIES:
                 raise unknown_name("a message has no property", str(name), PROPERTIES)
-        return cls(body, **properties)
+        return cls(body, **properties, undecodable=undecodable)
 
     @classmethod
     def received(cls, properties: pika.BasicProperties, body: bytes) -> Self:
-        """Return what came from the broker, with the properties as they were sent."""
-        message = cls(body)
+        """Return what came from the broker, with the properties as they were sent. Never raises."""
+        message = object.__new__(cls)  # nothing to check: whatever it is, it was sent
         for name in AS_PIKA_HAS_THEM:
             object.__setattr__(message, name, getattr(properties, name))
-        object.__setattr__(message, "headers", FrozenMapping(properties.headers or {}))
         expiration = properties.expiration
-        seconds = int(expiration) / 1000 if expiration and expiration.isdecimal() else None
-        object.__setattr__(message, "expiration", seconds)
+        is_number = isinstance(expiration, str) and expiration.isdecimal()
+        object.__setattr__(message, "body", body)
+        object.__setattr__(message, "headers", FrozenMapping(properties.headers))
+        object.__setattr__(message, "expiration", int(expiration) / 1000 if is_number else None)
         object.__setattr__(message, "persistent", properties.delivery_mode == PERSISTENT)
+        object.__setattr__(message, "undecodable", getattr(properties, "undecodable", b""))
         return message
 
     @property
     def text(self) -> str:
-        """The body as text: in ``content_encoding`` if that names a character set, else UTF-8."""
+        """The body as text: in ``content_encoding`` if that names a character set, else UTF-8.
+
+        Raises:
+            UnicodeDecodeError: it is not text.
+        """
         try:
             return self.body.decode(self.content_encoding or "utf-8")
-        except LookupError:  # "gzip", say
+        except UnicodeDecodeError:
+            raise
+        except (LookupError, TypeError, ValueError):  # "gzip", say; or bytes, or text with a zero byte
             return self.body.decode()
 
     def to_pika(self) -> pika.BasicProperties:
-        """Return Pika's properties."""
-        return pika.BasicProperties(
+        """Return Pika's properties.
+
+        Raises:
+            ConfigurationError: of a received message: not even the end of its unreadable headers was found.
+        """
+        if not are_entries(self.undecodable):
+            raise _refused("undecodable", "what came in the place of properties", "whole headers")
+        properties = Properties(
             headers=self.headers.thaw() if self.headers else None,
             content_type=self.content_type,
             content_encoding=self.content_encoding,
@@ -144,9 +190,12 @@ class Message:
             app_id=self.app_id,
             priority=self.priority,
             timestamp=self.timestamp,
-            expiration=None if self.expiration is None else str(round(self.expiration * 1000)),
+            expiration=None if self.expiration is None else _milliseconds(self.expiration),
             delivery_mode=PERSISTENT if self.persistent else TRANSIENT,
         )
+        if self.undecodable:
+            properties.undecodable = self.undecodable
+        return properties
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +207,7 @@ class Queue:
         arguments: Read-only, such as ``{"x-queue-type": "quorum"}``.
 
     Raises:
-        ConfigurationError: a value that cannot be.
+        ConfigurationError: an invalid value.
     """
 
     name: str = ""
@@ -168,7 +217,7 @@ class Queue:
     arguments: Mapping[str, Any] = field(default_factory=FrozenMapping)
 
     def __post_init__(self) -> None:
-        _check_name("Queue.name", self.name)
+        checked_key("Queue.name", self.name)
         _check_flags(self, "durable", "exclusive", "auto_delete")
         _freeze_arguments(self)
 
@@ -184,7 +233,7 @@ class Exchange:
         arguments: Read-only, such as ``{"alternate-exchange": "lost"}``.
 
     Raises:
-        ConfigurationError: a value that cannot be.
+        ConfigurationError: an invalid value.
     """
 
     name: str
@@ -207,17 +256,18 @@ class Binding:
 
     Attributes:
         source: The exchange; its name, or an :class:`Exchange`.
-        destination: A queue's name, a :class:`Queue` or an :class:`Exchange`; kept as a name.
+        destination: A queue's name, a :class:`Queue` or an :class:`Exchange`; kept as a name. "": the queue that a
+            consumer is given this binding with, whatever the broker names that; not allowed elsewhere.
         routing_key: Up to 255 bytes.
         arguments: Read-only; what a headers exchange matches.
         kind: What the destination is: "queue" or "exchange"; a :class:`Queue` or :class:`Exchange` says it itself.
 
     Raises:
-        ConfigurationError: a value that cannot be.
+        ConfigurationError: an invalid value.
     """
 
     source: str | Exchange
-    destination: str | Queue | Exchange
+    destination: str | Queue | Exchange = ""
     routing_key: str = ""
     arguments: Mapping[str, Any] = field(default_factory=FrozenMapping)
     kind: Literal["queue", "exchange"] = "queue"
@@ -229,8 +279,8 @@ class Binding:
             value = getattr(self, name)
             object.__setattr__(self, name, value.name if isinstance(value, Queue | Exchange) else value)
         checked_name("Binding.source", self.source)
-        checked_name("Binding.destination", self.destination)
-        _check_name("Binding.routing_key", self.routing_key)
+        checked_key("Binding.destination", self.destination)
+        checked_key("Binding.routing_key", self.routing_key)
         if self.kind not in ("queue", "exchange"):
             raise ConfigurationError(
                 f"Binding.kind: {self.kind!r} is not allowed; allowed: 'queue' or 'exchange'",
@@ -238,90 +288,119 @@ class Binding:
                 value=self.kind,
                 allowed="'queue' or 'exchange'",
             )
+        if self.kind == "exchange":
+            checked_name("Binding.destination", self.destination)
         _freeze_arguments(self)
 
 
 def _named_values(properties: object) -> dict[str, Any]:
     """Return what Pika's *properties* say, under the names of a Message."""
     if not isinstance(properties, pika.BasicProperties):
-        raise _refused("properties", f"a {type(properties).__name__}", "pika.BasicProperties, a mapping of names, None")
+        raise _refused(
+            "properties",
+            f"a {type(properties).__name__} is not allowed",
+            "pika.BasicProperties, a mapping of names, None",
+        )
     for name in ("user_id", "cluster_id"):
         if getattr(properties, name) is not None:
-            raise _refused(name, "this property", ", ".join(PROPERTIES))
+            raise _refused(name, "this property is not allowed", ", ".join(PROPERTIES))
     values = {name: getattr(properties, name) for name in AS_PIKA_HAS_THEM}
     values.update(headers=properties.headers, persistent=properties.delivery_mode != TRANSIENT)
     text = properties.expiration
     if text is not None:
         if not (isinstance(text, str) and text.isdecimal()):
-            raise _refused("expiration", show(text), "milliseconds, as text of digits, or None")
+            raise _refused("expiration", f"{show(text)} is not allowed", "milliseconds, as text of digits, or None")
         values["expiration"] = int(text) / 1000
     return values
 
 
-def _check_name(name: str, value: object) -> None:
-    if value != "":
-        checked_name(name, value)
-
-
 def _check_flags(owner: object, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        if not isinstance(value, bool):
-            what = f"{type(owner).__name__}.{name}"
-            raise ConfigurationError(
-                f"{what}: a {type(value).__name__} is not allowed; allowed: True or False",
-                field=name,
-                allowed="True or False",
-            )
+        checked_flag(f"{type(owner).__name__}.{name}", getattr(owner, name))
 
 
 def _freeze_arguments(owner: Any) -> None:
+    object.__setattr__(owner, "arguments", checked_arguments(f"{type(owner).__name__}.arguments", owner.arguments))
+
+
+def checked_arguments(name: str, value: object) -> FrozenMapping:
+    """Return *value* if Pika can write it as the arguments of a declaration or a consumer.
+
+    Raises:
+        ConfigurationError: it cannot; naming the place in it.
+    """
     try:
-        object.__setattr__(owner, "arguments", table(owner.arguments))
-    except ValueError as exc:
-        problem = (
-            f"{type(owner).__name__}.arguments: {exc}; allowed: a mapping of names to what an AMQP table can carry"
-        )
-    else:
-        return
-    raise ConfigurationError(problem, field="arguments", allowed="a mapping of names to what an AMQP table can carry")
+        return table(value, floats=PIKA_ENCODES_FLOATS)
+    except TableError as exc:
+        problem = exc
+    text = f"{name}{problem.path}: it {problem.problem}; allowed: {TABLE}"
+    raise ConfigurationError(text, field="arguments", allowed=TABLE)
 
 
 def _as_bytes(body: object) -> bytes:
-    if isinstance(body, str):
-        return body.encode()
-    if isinstance(body, bytes | bytearray | memoryview):
-        return bytes(body)
-    raise _refused("body", f"a {type(body).__name__}", "text or bytes; json.dumps(...) makes text of data")
+    try:
+        if isinstance(body, str):
+            return encoded(body)
+        if isinstance(body, bytes | bytearray | memoryview):
+            return bytes(body)
+    except ValueError as exc:  # also a memoryview that was released
+        problem = str(exc)
+    else:
+        problem = f"a {type(body).__name__} is not allowed"
+    raise _refused("body", problem, "text or bytes; json.dumps(...) makes text of data")
+
+
+NO_HEADERS = FrozenMapping()
 
 
 def _as_headers(headers: object) -> FrozenMapping:
+    if headers is None or (isinstance(headers, dict) and not headers):  # most messages: nothing to look through
+        return NO_HEADERS
     try:
-        return table(headers or {})
-    except ValueError as exc:
-        problem = str(exc)
-    raise _refused("headers", problem, "a mapping of names to what an AMQP table can carry")
+        carried = table(headers)
+    except TableError as exc:
+        problem = exc
+    else:
+        for name in ROUTES:
+            keys = carried.get(name, ())
+            if not isinstance(keys, tuple) or not all(isinstance(each, str) for each in keys):
+                raise _refused("headers", "it is not a list of routing keys", "a list of text", path=f"[{name!r}]")
+        return carried
+    raise _refused("headers", f"it {problem.problem}", TABLE, path=problem.path)
 
 
 def _short(name: str, value: object) -> object:
-    if value is not None and not (isinstance(value, str) and len(value.encode()) <= 255):
-        raise _refused(name, repr(value)[:60], "text of up to 255 bytes, or None")
+    allowed = f"text of up to {SHORT_STRING_MAX} bytes, or None"
+    if value is None:
+        return value
+    if not isinstance(value, str):
+        raise _refused(name, f"a {type(value).__name__} is not text", allowed)
+    try:
+        size = len(encoded(value))
+        problem = f"it has {size} bytes" if size > SHORT_STRING_MAX else ""
+    except ValueError as exc:
+        problem = str(exc)
+    if problem:
+        raise _refused(name, problem, allowed)
     return value
 
 
 def _whole(name: str, value: object, maximum: int) -> object:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum):
         return value
-    raise _refused(name, repr(value), f"a whole number from 0 to {maximum}, or None")
+    raise _refused(name, f"{show(value)} is not allowed", f"a whole number from 0 to {maximum}, or None")
 
 
 def _seconds(name: str, value: object) -> object:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**31):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (is_number and 0 <= value <= EXPIRATION_MAX):  # type: ignore[operator]
         return value
-    raise _refused(name, repr(value), "seconds, 0 or more, or None")
+    raise _refused(name, f"{show(value)} is not allowed", f"seconds from 0 to {EXPIRATION_MAX}, or None")
 
 
-def _refused(name: str, shown: str, allowed: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"Message.{name}: {shown} is not allowed; allowed: {allowed}", field=name, allowed=allowed
-    )
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000) or (1 if seconds else 0))
+
+
+def _refused(name: str, problem: str, allowed: str, *, path: str = "") -> ConfigurationError:
+    return ConfigurationError(f"Message.{name}{path}: {problem}; allowed: {allowed}", field=name, allowed=allowed)

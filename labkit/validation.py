@@ -1,32 +1,40 @@
 """The ground that settings stand on: frozen, checked, and clear about what is wrong.
 
 The only module that reads pydantic's errors: it turns them into sentences with the field, the value unless
-secret, and what is allowed. Nothing here echoes what may hold a secret.
+secret, and what is allowed. Nothing here echoes what may hold a secret. What AMQP can carry is ``labkit.values``.
 """
 
-import datetime
-import decimal
 import difflib
 import inspect
 import json
-import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from labkit.content.properties import PIKA_ENCODES_FLOATS
 from labkit.errors import ConfigurationError
-from labkit.frozen import FrozenMapping
+from labkit.values import (
+    INT32,
+    FrozenMapping,
+    check_type,
+    checked_name,
+    checked_number,
+    checked_prefetch,
+    encoded,
+    may_show,
+    short_string,
+    show,
+    table,
+)
 
+__all__ = ["check_type", "checked_name", "checked_number", "checked_prefetch", "show"]  # they were here once
+
+SECONDS_MAX = 10.0**9  # some thirty years, as for the arguments of calls
 SECRET_FIELDS = frozenset({"password", "key_password", "cert_data"})
-SHORT_STRING_MAX = 255  # bytes; AMQP 0-9-1, section 4.2.5.3 (Strings)
-INT64 = 2**63
-PREFETCH_MAX = 65535  # AMQP 0-9-1, section 1.8.3 (basic.qos): a short
-SHOWN_MAX = 60  # characters of a value that an error repeats
 TCP_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 # What everybody types, and what is too far from the field's name for difflib.
 SPOKEN = {
@@ -37,8 +45,6 @@ SPOKEN = {
     "ssl": "tls",
     "name": "connection_name",
 }
-# Values that look as if a secret had been pasted into the wrong field: a URL, user:password, a key.
-SUSPECT = re.compile(r"://|@|PRIVATE KEY|^[^:]+:[^:]*[^:\d][^:]*$")
 
 
 class Settings(BaseSettings):
@@ -49,6 +55,9 @@ class Settings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name.startswith("_"):  # pydantic-settings' own: they would have it read files, or the command line
+                raise unknown_name(f"{type(self).__name__} has no setting", name, type(self).model_fields)
         problem: ConfigurationError | None = None
         try:
             super().__init__(**values)
@@ -76,6 +85,57 @@ class Settings(BaseSettings):
             ConfigurationError: as the constructor does.
         """
         return type(self)(**{**self._values(), **changes})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise self._frozen(name, "assigned")
+
+    def __delattr__(self, name: str) -> None:
+        raise self._frozen(name, "deleted")
+
+    def _frozen(self, name: str, verb: str) -> ConfigurationError:
+        allowed = "settings.replace(...), which returns a copy with changes"
+        text = f"{type(self).__name__} is frozen: {name} cannot be {verb}; allowed: {allowed}"
+        return ConfigurationError(text, field=name, allowed=allowed)
+
+    # Pydantic's own ways in: without a look at the values, or with an error that may repeat them.
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; with *update*, what :meth:`replace` returns."""
+        return self.replace(**update) if update else super().model_copy(deep=deep)
+
+    def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False, **_: Any) -> Self:
+        """Return what :meth:`model_copy` does."""
+        return self.model_copy(update=update, deep=deep)
+
+    @classmethod
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+        """Return what the constructor does."""
+        return cls(**values)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **_: Any) -> Self:
+        """Return settings as they are, or those that a mapping describes."""
+        if isinstance(obj, cls):
+            return obj
+        if not isinstance(obj, Mapping):
+            raise ConfigurationError(f"{cls.__name__}: a {type(obj).__name__} is not a mapping; allowed: a mapping")
+        return cls(**{str(name): value for name, value in obj.items()})
+
+    @classmethod
+    def model_validate_json(cls, json_data: Any, **_: Any) -> Self:
+        """Return the settings that a JSON object describes."""
+        try:
+            obj = json.loads(json_data)
+        except (TypeError, ValueError, RecursionError):
+            obj = None
+        if not isinstance(obj, dict):
+            raise ConfigurationError(f"{cls.__name__}: it is not a JSON object; allowed: a JSON object")
+        return cls.model_validate(obj)
+
+    @classmethod
+    def model_validate_strings(cls, obj: Any, **_: Any) -> Self:
+        """Return what :meth:`model_validate` does: every setting may be given as text."""
+        return cls.model_validate(obj)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in self._values().items():
@@ -147,7 +207,7 @@ def _one_problem(
     detail = f" ({reason})" if isinstance(reason, ValueError) else ""
     value = values.get(name)
     shown = "this value (not shown)" if name in SECRET_FIELDS else show(value)
-    hidden = name in SECRET_FIELDS or not _may_show(value)
+    hidden = name in SECRET_FIELDS or not may_show(value)
     return ConfigurationError(
         f"{owner}.{name}: {shown} is not allowed{detail}; allowed: {allowed}",
         field=name,
@@ -162,7 +222,7 @@ def unknown_name(sentence: str, name: str, known: Iterable[str]) -> Configuratio
     near = nearest(name, names)
     hint = f"nearest: {', '.join(near)}; " if near else ""
     allowed = ", ".join(names)
-    text = name if _may_show(name) else "(not shown)"
+    text = name if may_show(name) else "(not shown)"
     return ConfigurationError(f"{sentence} {text!r}; {hint}allowed: {allowed}", field=text, allowed=allowed)
 
 
@@ -174,22 +234,6 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str
     return [meant, *(each for each in near if each != meant)] if meant in names else near
 
 
-def show(value: object) -> str:
-    """Return *value* as an error may repeat it: short, and nothing that could hide a secret."""
-    if not isinstance(value, str | int | float) and value is not None:
-        return f"this {type(value).__name__}"
-    if not _may_show(value):
-        return "this value (not shown)"
-    text = repr(value)
-    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
-
-
-def _may_show(value: object) -> bool:
-    if isinstance(value, str):
-        return not SUSPECT.search(value)
-    return value is None or isinstance(value, int | float)
-
-
 def not_a_bool(value: Any) -> Any:
     """Refuse True where a number is meant: Python would take it for 1."""
     if isinstance(value, bool):
@@ -197,28 +241,36 @@ def not_a_bool(value: Any) -> Any:
     return value
 
 
-def short_string(value: Any) -> Any:
-    """Refuse text that AMQP's short string cannot carry, and an empty one."""
-    if isinstance(value, str):
-        size = len(_encoded(value))
-        if not 1 <= size <= SHORT_STRING_MAX:
-            raise ValueError(f"it has {size} bytes")
-        if "\0" in value:
-            raise ValueError("it holds a zero byte")
+def not_longer_than_a_wait(seconds: float) -> float:
+    """Refuse seconds that no lock, socket or poll can wait for."""
+    if seconds > SECONDS_MAX:
+        raise ValueError(f"above {SECONDS_MAX:.0f}")
+    return seconds
+
+
+def not_bytes(value: Any) -> Any:
+    """Refuse bytes where text is meant: pydantic would decode them."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"a {type(value).__name__} is not text")  # noqa: TRY004 - as above
     return value
+
+
+def name(value: Any) -> Any:
+    """Refuse what AMQP's short string cannot carry, and an empty one."""
+    return short_string(not_bytes(value))
 
 
 def plain_text(value: Any) -> Any:
     """Refuse text that the PLAIN mechanism cannot carry: it separates its parts by zero bytes (RFC 4616)."""
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(text, str) and b"\0" in _encoded(text):
+    text = value.get_secret_value() if isinstance(value, SecretStr) else not_bytes(value)
+    if isinstance(text, str) and b"\0" in encoded(text):
         raise ValueError("it holds a zero byte")
     return value
 
 
 def not_empty(value: Any) -> Any:
     """Refuse empty text."""
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    text = value.get_secret_value() if isinstance(value, SecretStr) else not_bytes(value)
     if text == "":
         raise ValueError("it is empty")
     return value
@@ -234,123 +286,36 @@ def pem(value: Any) -> Any:
     return not_empty(value)
 
 
-def table(value: Any) -> FrozenMapping:
+def written_table(value: Any) -> FrozenMapping:
     """Return *value* as a frozen mapping that an AMQP field table can carry; text is read as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("it is not JSON") from None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"a {type(value).__name__} is not a mapping")  # noqa: TRY004 - as above
-    _check_table(value, "")
-    return FrozenMapping(value)
+    return table(value, floats=PIKA_ENCODES_FLOATS)
 
 
 def tcp_table(value: Any) -> FrozenMapping:
     """Return *value* as a frozen mapping of TCP option names to whole numbers."""
-    options = table(value)
+    options = written_table(value)
     for name, number in options.items():
         if name not in TCP_OPTIONS:
             raise ValueError(f"no TCP option {name!r}")
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < INT32:
             raise ValueError(f"{name} is {show(number)}")
     return options
 
 
-def checked_number(name: str, value: Any, maximum: float = 10.0**9, *, whole: bool = False) -> Any:
-    """Return *value*, an argument of a call, if it is a number from 0 to *maximum*.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    kind = int if whole else int | float
-    if isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= maximum:
-        return value
-    allowed = f"a whole number from 0 to {maximum}" if whole else "seconds, 0 or more"
-    raise ConfigurationError(
-        f"{name}: {show(value)} is not allowed; allowed: {allowed}", field=name, value=value, allowed=allowed
-    )
-
-
-def checked_prefetch(value: Any) -> int:
-    """Return *value* if it can be a prefetch: messages that the broker sends ahead, 1 to 65535.
-
-    Raises:
-        ConfigurationError: it cannot; also 0, which would mean no limit.
-    """
-    if checked_number("prefetch", value, PREFETCH_MAX, whole=True) == 0:
-        raise ConfigurationError(
-            f"prefetch: 0 (no limit) is not allowed: the messages would pile up here; allowed: 1 to {PREFETCH_MAX}",
-            field="prefetch",
-            value=0,
-            allowed=f"1 to {PREFETCH_MAX}",
-        )
-    return int(value)
-
-
-def check_type(name: str, value: object, wanted: type) -> None:
-    """Raise ConfigurationError unless *value*, an argument of a call, is a *wanted*."""
-    if not isinstance(value, wanted):
-        raise ConfigurationError(
-            f"{name}: a {type(value).__name__} is not allowed; allowed: {wanted.__name__}",
-            field=name,
-            allowed=wanted.__name__,
-        )
-
-
-def checked_name(name: str, value: Any) -> str:
-    """Return *value*, an argument of a call, if AMQP can carry it as a name: text of 1 to 255 bytes.
-
-    Raises:
-        ConfigurationError: it cannot.
-    """
-    problem = "" if isinstance(value, str) else f"a {type(value).__name__} is not text"
-    try:
-        short_string(value)
-    except ValueError as exc:
-        problem = str(exc)
-    if problem:
-        allowed = f"text of 1 to {SHORT_STRING_MAX} bytes"
-        raise ConfigurationError(f"{name}: {problem}; allowed: {allowed}", field=name, value=value, allowed=allowed)
-    return str(value)
-
-
-def _check_table(value: Any, path: str) -> None:
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            if not isinstance(key, str) or not 1 <= len(_encoded(key)) <= SHORT_STRING_MAX:
-                raise ValueError(f"a name in it is not text of 1 to {SHORT_STRING_MAX} bytes")
-            _check_table(each, f"{path}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _check_table(each, path)
-    elif isinstance(value, str):
-        _encoded(value)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{path} is not a finite number")
-    elif isinstance(value, int):
-        if not -INT64 <= value < INT64:
-            raise ValueError(f"{path} does not fit into 64 bits")
-    elif value is not None and not isinstance(value, bytes | decimal.Decimal | datetime.datetime):
-        raise ValueError(f"{path} is a {type(value).__name__}")
-
-
-def _encoded(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it is not valid Unicode text") from None
-
-
 # The kinds of field. Numbers may be given as text, which is how a URL and the environment give them.
 Count = Annotated[int, BeforeValidator(not_a_bool)]
-Seconds = Annotated[float, BeforeValidator(not_a_bool), Field(allow_inf_nan=False)]
-ShortText = Annotated[str, BeforeValidator(short_string)]
+Seconds = Annotated[
+    float, BeforeValidator(not_a_bool), Field(allow_inf_nan=False), AfterValidator(not_longer_than_a_wait)
+]
+ShortText = Annotated[str, BeforeValidator(name)]
 Text = Annotated[str, BeforeValidator(not_empty)]
 FilePath = Annotated[Text, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]
-Table = Annotated[FrozenMapping, BeforeValidator(table), PlainSerializer(lambda value: value.thaw())]
+Table = Annotated[FrozenMapping, BeforeValidator(written_table), PlainSerializer(lambda value: value.thaw())]
 TcpTable = Annotated[FrozenMapping, BeforeValidator(tcp_table), PlainSerializer(lambda value: value.thaw())]
 Secret = Annotated[SecretStr, BeforeValidator(plain_text)]
 Pem = Annotated[str, BeforeValidator(pem)]

@@ -5,7 +5,7 @@ point that way only because nothing here knows labkit's error classes: each of t
 ``kind``, and this page reads that attribute.
 
 The rules, in this order: the type, then the AMQP reply code, then the broker's text. The texts that
-matter ("limit ... is reached", a TLS alert) are pinned by broker tests.
+matter ("limit ... is reached", "deprecated", a TLS alert) are pinned by broker tests.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import pika.exceptions as px
 from pika.adapters.utils import connection_workflow as workflow
+
+from labkit.printable import printable
 
 
 class Kind(enum.Enum):
@@ -36,10 +38,17 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do about an error: ``kind`` for programs, ``advice`` for people."""
+    """What to do about an error: ``kind`` for programs, ``advice`` for people.
+
+    Attributes:
+        least_pause: Seconds to wait at least before the next try.
+        is_free: Whether it leaves the number of tries that are left as it was.
+    """
 
     kind: Kind
     advice: str
+    least_pause: float = 0.0
+    is_free: bool = False
 
     @property
     def is_retryable(self) -> bool:
@@ -80,7 +89,7 @@ REPLY_CODES = {
     506: Kind.BUSY,  # resource error
     530: Kind.REFUSED,  # not allowed; BUSY when its text says that a limit is reached
     540: Kind.OUR_BUG,  # not implemented
-    541: Kind.BUSY,  # internal error
+    541: Kind.BUSY,  # internal error; REFUSED when its text says that a feature is deprecated and not permitted
 }
 
 # Every class of pika.exceptions and of the connection workflow has its place here; a test counts them.
@@ -107,7 +116,7 @@ PLACES: dict[type[BaseException], Kind] = {
     px.ChannelClosedByBroker: Kind.REFUSED,  # by reply code
     px.ChannelClosedByClient: Kind.ASKED_FOR,
     px.DuplicateConsumerTag: Kind.OUR_BUG,
-    px.ConsumerCancelled: Kind.TRANSIENT,  # the queue went away: declare it again, consume again
+    px.ConsumerCancelled: Kind.TRANSIENT,  # for whichever reason: see why_cancelled()
     px.UnroutableError: Kind.REFUSED,
     px.NackError: Kind.BUSY,  # a full queue, or its leader is moving
     px.InvalidChannelNumber: Kind.OUR_BUG,
@@ -161,11 +170,19 @@ PLACES |= {
     if hasattr(px, name)
 }
 
-# "node connection limit (1) is reached", "connection limit (2) is reached", "... user connection limit ..."
-LIMIT_REACHED = re.compile(r"limit.{0,80}\bis reached", re.IGNORECASE | re.DOTALL)
+# "node connection limit (1) is reached", "connection limit (2) is reached", "... user connection limit ...";
+# "number of channels opened for user 'x' has reached the maximum allowed user limit of (2)" (4.3: "of 2"), "... on node
+# 'x' has reached the maximum allowed limit of 2000"; "connection limit cannot be queried, timeout" (rabbit_reader.erl).
+LIMIT_REACHED = re.compile(
+    r"limit.{0,80}\bis reached|\breached the maximum allowed.{0,20}\blimit|limit cannot be queried",
+    re.IGNORECASE | re.DOTALL,
+)
+# "Feature `transient_nonexcl_queues` is deprecated.\nIts use is not permitted per the configuration ...". Every other
+# 541 is the broker's own trouble: "timed out consuming from quorum queue 'x'", "vhost 'x' is down", or no text at all.
+DEPRECATED = re.compile(r"\bdeprecated\b", re.IGNORECASE)
 # How a TLS 1.3 server's refusal of our certificate looks: it arrives when Pika already waits for AMQP.
 TLS_ALERT = re.compile(r"(?:SSL|TLS).{0,200}ALERT", re.IGNORECASE | re.DOTALL)
-# How ``labkit.second_look`` says that plain AMQP went to a TLS port; an alert too.
+# How ``labkit.connector.probe`` says that plain AMQP went to a TLS port; an alert too.
 SPEAKS_TLS = "TLS ALERT IN ANSWER TO PLAIN AMQP"
 # Pika's way to say that the other side hung up between TCP's handshake and AMQP's (io_services_utils.py).
 PEER_GONE = "Expected connected socket"
@@ -178,6 +195,9 @@ def classify(error: BaseException) -> Verdict:
 
     Wrappers are Pika's workflow errors, an ``AMQPConnectionError`` around another error, and a labkit
     error around its ``__cause__``. Of several causes the strictest decides.
+
+    Raises:
+        TypeError: *error* is not an exception.
     """
     kinds = [_kind_of(each) for each in _leaves(error)]
     kind = max(kinds, key=STRICTNESS.index)
@@ -212,15 +232,20 @@ def describe(error: BaseException) -> str:
     """Return a text that is never empty: ``str()`` of Pika's error for a refused socket is (it has no arguments)."""
     cause = root_cause(error)
     if isinstance(cause, px.ConnectionClosed | px.ChannelClosed):
-        return f"{type(cause).__name__}: ({cause.reply_code}) {cause.reply_text}"
-    text = str(cause).strip()
+        return printable(f"{type(cause).__name__}: ({cause.reply_code}) {cause.reply_text}")
+    text = printable(str(cause).strip())
     if isinstance(cause, px.ProbableAuthenticationError | px.ProbableAccessDeniedError | px.IncompatibleProtocolError):
         text = re.sub(r"^['\"]|['\"]$", "", text)
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
 def _leaves(error: BaseException, depth: int = 0) -> Iterator[BaseException]:
-    """Yield the errors inside *error* that wrap nothing themselves, in the order they happened."""
+    """Yield the errors inside *error* that wrap nothing themselves, in the order they happened.
+
+    Raises:
+        TypeError: it is no exception; its class is none, either.
+    """
+    _check(error)
     inner: list[BaseException] = []
     if depth < 20:  # a cause that is its own cause must not hang us
         inner = _wrapped(error)
@@ -228,6 +253,12 @@ def _leaves(error: BaseException, depth: int = 0) -> Iterator[BaseException]:
         yield error
     for each in inner:
         yield from _leaves(each, depth + 1)
+
+
+def _check(error: object) -> None:
+    if not isinstance(error, BaseException):
+        shown = f"the class {error.__name__}" if isinstance(error, type) else f"a {type(error).__name__}"
+        raise TypeError(f"error: {shown} is not an exception; allowed: an exception that was raised, or could be")
 
 
 def _wrapped(error: BaseException) -> list[BaseException]:
@@ -273,6 +304,8 @@ def _kind_of(error: BaseException) -> Kind:
 def _by_code(code: int, text: str, otherwise: Kind) -> Kind:
     if code == 530 and LIMIT_REACHED.search(text):
         return Kind.BUSY
+    if code == 541 and DEPRECATED.search(text):
+        return Kind.REFUSED
     return REPLY_CODES.get(code, otherwise)
 
 
@@ -283,9 +316,24 @@ def _place(error: BaseException) -> Kind:
 def _advice(kind: Kind, cause: BaseException) -> str:
     special = {
         px.NoFreeChannels: "close channels you no longer need; every open one counts until it is closed",
-        px.ConsumerCancelled: "the queue was deleted or its node went away: declare it again, then consume again",
+        px.ConsumerCancelled: "look whether the queue is there, declare it again if not, then consume again",
         px.UnroutableError: "declare the queue or the binding first; nothing would receive the message",
         px.ReentrancyError: "do not start a second consume or pump from inside a callback",
         px.DuplicateConsumerTag: "choose another consumer tag, or let the broker choose one",
     }
     return special.get(type(cause), ADVICE[kind])
+
+
+def why_cancelled(queue: str, is_missing: bool | None) -> str:
+    """Return what is known of why the broker has ended a consumer of *queue*: its basic.cancel names no cause.
+
+    Args:
+        queue: Its name.
+        is_missing: What a look at it has found; None: nobody could look.
+    """
+    if is_missing:
+        return f"queue {queue!r} was deleted"
+    what = "its node went away, or a message was not acknowledged within the broker's consumer timeout"
+    if is_missing is None:
+        return f"queue {queue!r} was deleted, {what}"
+    return f"queue {queue!r} is there now: it was deleted and made again, {what}"

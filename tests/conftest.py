@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from labkit.lab import brokers
-from labkit.lab.brokers import Broker
-from labkit.lab.brokers.discovery import KINDS
-from labkit.lab.certificates import LabCertificates
-from labkit.lab.home import project
-from labkit.settings import BrokerSettings
+from labkit import brokers
+from labkit.brokers import Broker
+from labkit.brokers.certificates import LabCertificates
+from labkit.brokers.discovery import KINDS
+from labkit.brokers.home import project
+from labkit.settings.settings import BrokerSettings
 from tests.view import View
 
 # A shell that starts a job in the background has it ignore Ctrl-C; the tests of interrupts are not to.

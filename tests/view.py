@@ -7,9 +7,21 @@ from typing import Any
 
 import httpx
 
-from labkit.lab.brokers import Broker
+from labkit.brokers import Broker
+from labkit.brokers.interface import CLOSE_ANSWERED
 
-COLUMNS = ("name", "user", "vhost", "state", "timeout", "channel_max", "frame_max", "channels", "client_properties")
+COLUMNS = (
+    "name",
+    "user",
+    "vhost",
+    "state",
+    "timeout",
+    "channel_max",
+    "frame_max",
+    "channels",
+    "ssl",
+    "client_properties",
+)
 
 CONSUMER = ("prefetch_count", "ack_required", "arguments")
 
@@ -34,13 +46,23 @@ class View:
     def put(self, path: str, **body: object) -> None:
         self._api.put(path, json=body).raise_for_status()
 
+    def post(self, path: str, **body: object) -> Any:
+        return self._api.post(path, json=body).raise_for_status().json()
+
     def delete(self, path: str) -> None:
         self._api.delete(path).raise_for_status()
 
     def get(self, path: str) -> Any:
-        return self._api.get(path).raise_for_status().json()
+        answer = self._api.get(path)
+        if answer.is_server_error:  # something in the list has gone while it was made
+            answer = self._api.get(path)
+        return answer.raise_for_status().json()
 
     def connections(self, virtual_host: str) -> list[dict[str, Any]]:
+        """The open ones. Behind a container's port RabbitMQ may list one that it has closed for half a minute more."""
+        return [each for each in self._listed(virtual_host) if each.get("state") != CLOSE_ANSWERED]
+
+    def _listed(self, virtual_host: str) -> list[dict[str, Any]]:
         if "process" not in self._broker.capabilities:
             return [each for each in self.get("connections") if each.get("vhost") == virtual_host]
         # rabbitmqctl shows a connection at once; the management API after a tick of its statistics.

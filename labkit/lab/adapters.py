@@ -18,12 +18,13 @@ from labkit.errors import BrokerError, ConfigurationError, DeadlineExceeded, cla
 from labkit.events import Timeline
 from labkit.extras import extra
 from labkit.factory import ConnectionFactory
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
 
 IN_A_THREAD = ("select", "asyncio", "tornado", "libev")
 IN_A_PROCESS = ("gevent", "twisted")
 ADAPTERS = (*IN_A_THREAD, *IN_A_PROCESS)
 PATIENCE = 30.0  # seconds for one step, on a busy machine
+MESSAGES, PREFETCH = 25, 3
 
 Say = Callable[..., None]  # say(what, error=None, **facts)
 Post = Callable[[Callable[[], Any]], Any]  # the loop's thread-safe call
@@ -32,8 +33,8 @@ Post = Callable[[Callable[[], Any]], Any]  # the loop's thread-safe call
 class Trial:
     """One connection on one adapter.
 
-    What happens is a list of dictionaries: ``what`` is "opened", "echoed", "failed", "closed" or "ended"; with an
-    ``error`` (its class), a ``code`` (AMQP's, or None) and a ``kind`` (what :func:`labkit.classify` says of it).
+    What happens is a list of dictionaries: ``what`` is "opened", "echoed", "consumed", "failed", "closed" or "ended";
+    with an ``error`` (its class), a ``code`` (AMQP's, or None) and a ``kind`` (:func:`labkit.classify`'s word).
     "ended" comes last and lists the ``events`` of the factory.
 
     Args:
@@ -53,6 +54,7 @@ class Trial:
         self._changed = threading.Condition()
         self._post: Post | None = None
         self._life: Life | None = None
+        self._early: list[str] | None = []  # asked for before there was anybody to tell
         self._child: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
 
@@ -86,6 +88,10 @@ class Trial:
         """Publish one message and get it back ("echoed")."""
         self._tell("echo")
 
+    def consume(self) -> None:
+        """Publish some messages, consume and acknowledge them ("consumed": their ``bodies``, and how many are left)."""
+        self._tell("consume")
+
     def close(self) -> None:
         """Ask the connection to close ("closed")."""
         self._tell("close")
@@ -111,6 +117,10 @@ class Trial:
         self.end()
 
     def _tell(self, verb: str) -> None:
+        with self._changed:
+            if self._early is not None:
+                self._early.append(verb)
+                return
         if self._child is not None and self._child.stdin is not None:
             try:
                 self._child.stdin.write(verb + "\n")
@@ -119,6 +129,13 @@ class Trial:
                 pass  # it has ended; wait_for() says so
         elif self._post is not None and self._life is not None:
             self._post(getattr(self._life, verb))
+
+    def _is_listening(self) -> None:
+        """From now on there is somebody to tell."""
+        with self._changed:
+            early, self._early = self._early, None
+        for verb in early or ():
+            self._tell(verb)
 
     def _is_over(self) -> bool:
         return bool(self.happened) and self.happened[-1]["what"] == "ended"
@@ -131,6 +148,7 @@ class Trial:
     def _run_here(self) -> None:
         def ready(post: Post, life: "Life") -> None:
             self._post, self._life = post, life
+            self._is_listening()
 
         live(self.adapter, self._settings, self._note, ready)
 
@@ -147,6 +165,7 @@ class Trial:
                 raise BrokerError("a child process without pipes")
             child.stdin.write(self._settings.to_url(mask=False) + "\n")
             child.stdin.flush()
+            self._is_listening()
             for line in child.stdout:
                 self._note(json.loads(line))
         if not self._is_over():
@@ -159,12 +178,16 @@ class Life:
     def __init__(self, say: Say) -> None:
         self._say = say
         self.connection: Any = None
+        self._is_wanted = True
         self.stop: Callable[[], Any] = lambda: None
 
     def opened(self, connection: Any) -> None:
         """Open a channel, and echo."""
         self.connection = connection
         self._say("opened")
+        if not self._is_wanted:
+            connection.close()
+            return
         connection.channel(on_open_callback=self._channel_opened)
 
     def failed(self, _: Any, error: BaseException) -> None:
@@ -173,19 +196,43 @@ class Life:
         self.stop()
 
     def closed(self, _: Any, error: BaseException) -> None:
-        """It has ended."""
+        """The life has ended."""
         self._say("closed", error)
         self.stop()
 
     def close(self) -> None:
-        """Close it, if it is open."""
+        """Close it; as soon as it is open."""
+        self._is_wanted = False
         if self.connection is not None and self.connection.is_open:
             self.connection.close()
 
     def echo(self) -> None:
         """Publish, and get it back."""
+        # What is lost here is missed at once. labkit: ignore[publish-not-mandatory, publish-not-persistent]
         self._channel.basic_publish("", self._queue, b"hello")
         self._channel.basic_get(self._queue, self._got, auto_ack=True)
+
+    def consume(self) -> None:
+        """Publish some messages, consume all of them, and end the consumer."""
+        channel, bodies = self._channel, []
+
+        def receive(_: Any, method: Any, __: Any, body: bytes) -> None:
+            bodies.append(body.decode())
+            channel.basic_ack(method.delivery_tag)
+            if len(bodies) == MESSAGES:
+                channel.basic_cancel(method.consumer_tag, callback=count)
+
+        def count(_: Any) -> None:
+            channel.queue_declare(self._queue, passive=True, callback=say)
+
+        def say(frame: Any) -> None:
+            self._say("consumed", bodies=bodies, left=frame.method.message_count)
+
+        for number in range(MESSAGES):
+            # As above. labkit: ignore[publish-not-mandatory, publish-not-persistent]
+            channel.basic_publish("", self._queue, str(number).encode())
+        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_consume(self._queue, receive)
 
     def _channel_opened(self, channel: Any) -> None:
         self._channel = channel
@@ -206,8 +253,8 @@ def live(
     timeline = Timeline()
     factory = ConnectionFactory(settings, listeners=[timeline])
 
-    def say(what: str, error: BaseException | None = None) -> None:
-        happening: dict[str, Any] = {"what": what}
+    def say(what: str, error: BaseException | None = None, **facts: Any) -> None:
+        happening: dict[str, Any] = {"what": what, **facts}
         if error is not None:
             code = getattr(error, "reply_code", None)
             happening |= {"error": type(error).__name__, "code": code, "kind": classify(error).kind.name}

@@ -6,21 +6,25 @@ import functools
 import logging
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from labkit import brokers, diagnosis
+from labkit.brokers import home as homes
+from labkit.brokers.certificates import Flaw, LabCertificates
+from labkit.brokers.credentials import check_user
 from labkit.errors import ConfigurationError, LabkitError
-from labkit.lab import brokers, diagnosis, doctor
-from labkit.lab import home as homes
+from labkit.lab import doctor
 from labkit.lab.boards.following import FollowedTimeline
 from labkit.lab.boards.state_timeline import StateTimeline
-from labkit.lab.certificates import Flaw, LabCertificates
 from labkit.lab.checks import Exercises
 from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
-from labkit.lab.wire import Proxy, TlsTerminator
-from labkit.settings import BrokerSettings
+from labkit.printable import printable
+from labkit.settings.settings import BrokerSettings
+from labkit.values import check_type
+from labkit.wire import Proxy, TlsTerminator
 
 if TYPE_CHECKING:
     from labkit.lab.boards.fault_panel_view import FaultPanelView
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from labkit.lab.boards.state_board_view import StateBoardView
 
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,30}")
-# Seconds the broker may take to forget a closed connection. With TLS it waits 5 s for a goodbye that Pika does not say.
+# Seconds the broker may take to forget a closed connection. With TLS it awaits close_notify for 5 s; Pika sends none.
 SETTLE = 12.0
 
 _open_labs: dict[str, "Lab"] = {}  # by id: "Run all" twice makes the second one close the first
@@ -90,12 +94,15 @@ class Lab:
         """The broker, seen from this notebook's virtual host.
 
         Raises:
-            BrokerError: none is running and none could be started.
+            BrokerError: none is running and none could be started; or it is one by URL, and somebody else has made a
+                virtual host of that name there, which is left alone.
         """
         if self._broker is None:
             whole = self._private() if self._own_broker else brokers.up()
             whole.delete_vhost(self.virtual_host)
             whole.vhost(self.virtual_host)
+            for left in whole.users(tag=self.virtual_host):  # by a run of this notebook that was killed
+                whole.delete_user(left)
             self._broker = whole.scoped(self.virtual_host)
         return self._broker
 
@@ -116,7 +123,7 @@ class Lab:
     @property
     def certificates(self) -> LabCertificates:
         """The bench's certificate authority: ``ca_file``, ``server()``, ``client("alice")``, and flawed ones."""
-        return LabCertificates(self.broker.home or homes.private_directory(homes.bench()))
+        return LabCertificates(self.broker.home or homes.claim(homes.bench()))
 
     def impostor(self, flaw: Flaw | None = "other-ca", *, upstream: BrokerSettings | None = None) -> TlsTerminator:
         """A TLS endpoint in front of the broker whose certificate has a *flaw*; closed with the lab at the latest.
@@ -140,17 +147,25 @@ class Lab:
         """Make the user *name*, who may do in this notebook's virtual host what the patterns allow; gone with the lab.
 
         Args:
-            name: The user's name, the same on the whole broker.
+            name: The user's name, the same on the whole broker. One that is there is left alone.
             password: None: it can log in by its certificate only.
             configure: Names of the queues and exchanges that it may declare and delete; "" for none.
             write: Those that it may publish to.
             read: Those that it may consume from.
 
         Raises:
-            ConfigurationError: the password is weak.
+            ConfigurationError: the name or a pattern is no text, or the password is weak.
+            BrokerError: there is such a user already.
         """
-        self._users.add(name)
-        self.broker.add_user(name, password)
+        check_user(name, password)
+        for field, pattern in (("configure", configure), ("write", write), ("read", read)):
+            check_type(field, pattern, str)
+        if name in self._users and password is not None:
+            self.broker.delete_user(name)  # ours, and another password is wanted
+            self._users.discard(name)
+        if name not in self._users:
+            self.broker.add_user(name, password, tag=self.virtual_host)
+            self._users.add(name)
         self.broker.grant(name, self.virtual_host, configure=configure, write=write, read=read)
 
     def proxy(self, *, tls: bool = False) -> Proxy:
@@ -246,29 +261,27 @@ class Lab:
         return StopAfter(seconds)
 
     def check(self, exercise: str, answer: object) -> None:
-        """Print NOT YET with a hint, or PASS with the reason."""
+        """Show NOT YET with a hint, or PASS with the reason."""
         self._exercises.check(exercise, answer)
 
     def hint(self, exercise: str) -> None:
-        """Print the next rung of the exercise's hint ladder."""
+        """Show the next rung of the exercise's hint ladder."""
         self._exercises.hint(exercise)
 
     def predict(self, key: str, question: str, options: Sequence[str]) -> Any:
         """A question to answer before the next cell runs."""
         return self._questions.predict(key, question, options)
 
-    def ask(
-        self, key: str, question: str, options: Sequence[str], *, right: str, why: Mapping[str, str] | None = None
-    ) -> Any:
-        """A question about an earlier notebook; *why* says what to answer to each choice."""
-        return self._questions.ask(key, question, options, right=right, why=why)
+    def recall(self, key: str) -> Any:
+        """A question about an earlier notebook, from the question bank."""
+        return self._questions.recall(key)
 
     def answer(self, key: str, choice: str) -> None:
-        """Answer a question without a mouse; prints the feedback."""
+        """Answer a question without a mouse; shows the feedback."""
         self._questions.answer(key, choice)
 
     def compare(self, key: str, observed: object) -> None:
-        """Print what was observed beside what was predicted."""
+        """Show what was observed beside what was predicted."""
         self._questions.compare(key, observed)
 
     def close(self) -> None:
@@ -292,7 +305,7 @@ class Lab:
             return left  # no connection outlives its broker
         # The client's own name: the broker's holds ports, and this line is compared from run to run.
         seen = self._broker.wait_for_connections(0, timeout=SETTLE)
-        names = [connection.client_name or "(without a name)" for connection in seen]
+        names = [printable(connection.client_name) or "(without a name)" for connection in seen]
         return left + [f"left open: {names.count(name)} x connection {name}" for name in sorted(set(names))]
 
     def _closes_between(self) -> list[Callable[[], object]]:
@@ -319,9 +332,9 @@ class Lab:
         self._proxies, self._impostors, self._panels, self._state_board = [], [], {}, None
         self._users = set()
         self._gauges = weakref.WeakKeyDictionary()
-        for step in steps:
-            with contextlib.suppress(LabkitError):  # each step is tried: a broker that is gone must not keep the rest
-                step()
+        with contextlib.ExitStack() as every:  # each step is tried, whatever comes of those before it
+            for step in reversed(steps):
+                every.callback(_try, step)
 
     def __enter__(self) -> "Lab":
         return self
@@ -330,6 +343,11 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
+
+
+def _try(step: Callable[[], object]) -> None:
+    with contextlib.suppress(LabkitError):  # the broker may be gone
+        step()
 
 
 def _silence_pika() -> None:

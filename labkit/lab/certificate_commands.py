@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from labkit.brokers.certificates import Issued, LabCertificates
+from labkit.brokers.discovery import known, place_of
+from labkit.brokers.home import claim
 from labkit.errors import BrokerError
-from labkit.lab.brokers.discovery import known, place_of
-from labkit.lab.certificates import Issued, LabCertificates
-from labkit.lab.home import private_directory
 
 app = typer.Typer(help="The lab's certificate authority and what it has signed.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ def make(
     ] = None,
 ) -> None:
     """Make what is missing or about to expire: authority, server, flawed ones, and a certificate for each --client."""
-    certificates = LabCertificates(private_directory(place_of(home)))
+    certificates = LabCertificates(claim(place_of(home)))
     certificates.make()
     for name in client or []:
         certificates.client(name)

@@ -28,16 +28,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.errors import ConfigurationError
+from labkit.lab.feedback import Feedback, show
+from labkit.printable import printable
+from labkit.trials import NotYet
 
 PACKAGE = "labkit.lab.exercises"
 CHECK_SECONDS = 10.0  # for a whole check; class exercises answer in well under one
 _WAIT_FOR_THE_END = 1.0  # seconds for a thread to notice that it was told to stop
 _LONGEST = 200
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
-
-
-class NotYet(Exception):  # noqa: N818 - what the learner reads is "NOT YET"; it is an answer, not an error
-    """The answer is not right yet; the text is the hint that says where to look."""
 
 
 class _Stopped(BaseException):
@@ -79,7 +78,7 @@ class Exercises:
     ``Exercise.seconds`` and not the lesson.
     """
 
-    def __init__(self, lab_id: str, *, say: Callable[[str], None] = print, package: str = PACKAGE) -> None:
+    def __init__(self, lab_id: str, *, say: Callable[[Feedback], None] = show, package: str = PACKAGE) -> None:
         self._lab_id = lab_id
         self._say = say
         self._package = package
@@ -94,7 +93,8 @@ class Exercises:
         Raises:
             ConfigurationError: this notebook has no such exercise; the text lists what it has.
         """
-        self._say(str(self.verdict(name, answer)))
+        verdict = self.verdict(name, answer)
+        self._say(Feedback(str(verdict), "right" if verdict.passed else "not yet"))
 
     def verdict(self, name: str, answer: object) -> Verdict:
         """Return what :meth:`check` would print. Ends within the exercise's seconds, whatever the answer does.
@@ -112,11 +112,11 @@ class Exercises:
         """
         exercise = self._exercise(name)
         if not exercise.hints:
-            self._say("no hints here: run the check, it says what is missing")
+            self._say(Feedback("no hints here: run the check, it says what is missing", "hint"))
             return
         rung = min(self._hints_read.get(name, 0), len(exercise.hints) - 1)
         self._hints_read[name] = rung + 1
-        self._say(f"hint {rung + 1} of {len(exercise.hints)}: {exercise.hints[rung]}")
+        self._say(Feedback(f"hint {rung + 1} of {len(exercise.hints)}: {exercise.hints[rung]}", "hint"))
 
     def _exercise(self, name: str) -> Exercise:
         if name.partition(".")[0] != self._lab_id:
@@ -170,11 +170,22 @@ def judge(exercise: Exercise, answer: object) -> Verdict:
     except NotYet as hint:
         return Verdict(passed=False, reason=str(hint))
     except TimeoutError:
-        text = f"no answer within {exercise.seconds:g} s. Which line can wait for ever?"
+        text = f"no answer within {exercise.seconds:g} s. Which line can wait forever?"
         return Verdict(passed=False, reason=text)
     except Exception as error:  # noqa: BLE001 - whatever the learner's code raises is the answer to show
         return Verdict(passed=False, reason=f"your code raised {describe(error)}")
     return Verdict(passed=True, reason=why)
+
+
+def checked_function(answer: object) -> Callable[..., Any]:
+    """Return *answer* if it is a function; asked before a broker is started for it.
+
+    Raises:
+        NotYet: it is not.
+    """
+    if not callable(answer):
+        raise NotYet(f"this should be a function; it is {type(answer).__name__} now")
+    return answer
 
 
 def run(function: object, *arguments: object, **keywords: object) -> Any:
@@ -183,9 +194,7 @@ def run(function: object, *arguments: object, **keywords: object) -> Any:
     Raises:
         NotYet: it is not a function.
     """
-    if not callable(function):
-        raise NotYet(f"this should be a function; it is {type(function).__name__} now")
-    result = function(*arguments, **keywords)
+    result = checked_function(function)(*arguments, **keywords)
     if inspect.iscoroutine(result):
         return asyncio.run(result)
     return result
@@ -193,8 +202,8 @@ def run(function: object, *arguments: object, **keywords: object) -> Any:
 
 def describe(error: BaseException) -> str:
     """Return an exception in one line without addresses: ``ValueError: no such queue``."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    first = printable(str(error).strip().split("\n")[0])
+    text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     text = _ADDRESS.sub("0x...", text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 

@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
+from labkit import brokers
+from labkit.brokers import images
+from labkit.brokers.discovery import VARIABLE, known
+from labkit.brokers.zero import reset as reset_broker
 from labkit.errors import BrokerError
-from labkit.lab import brokers, certificate_commands, copies, demo, doctor, images, lesson, refreshing, running
-from labkit.lab.brokers.discovery import VARIABLE, known
-from labkit.lab.brokers.zero import reset as reset_broker
+from labkit.lab import audit_commands, certificate_commands, copies, demo, doctor, lesson, refreshing, running
+from labkit.printable import printable
 
 app = typer.Typer(
     help="A lab bench for RabbitMQ connections.",
@@ -19,31 +22,40 @@ app = typer.Typer(
 )
 
 app.add_typer(certificate_commands.app, name="certs")
+app.command()(audit_commands.audit)
 
 Home = Annotated[Path | None, typer.Option(help="Bench directory; by default the project's .lab.")]
 
 
 def say(text: str) -> None:
     """Tell the user what is going on; stdout is for answers."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text, keep="\n\t"), err=True)
+
+
+def answer(text: str) -> None:
+    """Print an answer. What a broker, its log or its clients said may be part of it."""
+    typer.echo(printable(text, keep="\n\t"))
 
 
 @app.command()
 def up(
-    kind: Annotated[str, typer.Option(help="auto, compose, local, or an AMQP URL.")] = "auto", home: Home = None
+    kind: Annotated[
+        str, typer.Option(help="auto, compose, local, or an AMQP URL; one with a password into LABKIT_BROKER.")
+    ] = "auto",
+    home: Home = None,
 ) -> None:
     """Find the bench's broker or start one; it stays when this command ends."""
     broker = brokers.up(kind, home, say)
-    typer.echo(f"RabbitMQ {_version(broker)} ({broker.backend}) at {broker.settings().to_url()}")
+    answer(f"RabbitMQ {_version(broker)} ({broker.backend}) at {broker.settings().to_url()}")
     if "tls" in broker.capabilities:
-        typer.echo(f"with TLS: {broker.settings(tls=True).to_url()}")
-    typer.echo(f"management page: {broker.management_url}")
+        answer(f"with TLS: {broker.settings(tls=True).to_url()}")
+    answer(f"management page: {broker.management_url}")
 
 
 @app.command()
 def down(home: Home = None) -> None:
     """End the bench's broker and remove its data."""
-    typer.echo("the broker is gone, with its data" if brokers.down(home) else "there was no broker to end")
+    answer("the broker is gone, with its data" if brokers.down(home) else "there was no broker to end")
 
 
 @app.command()
@@ -54,13 +66,13 @@ def status(
     """Say which broker there is, and how it is; exit code 1 when none runs."""
     broker = known(home)
     state = "paused" if broker.is_paused else "running" if broker.is_running else "stopped"
-    typer.echo(f"{broker.backend}: {state}")
-    typer.echo(f"AMQP: {broker.settings().to_url(mask=not show_password)}")
+    answer(f"{broker.backend}: {state}")
+    answer(f"AMQP: {broker.settings().to_url(mask=not show_password)}")
     if "tls" in broker.capabilities:
-        typer.echo(f"AMQP over TLS: {broker.settings(tls=True).to_url(mask=not show_password)}")
-    typer.echo(f"management page: {broker.management_url}")
+        answer(f"AMQP over TLS: {broker.settings(tls=True).to_url(mask=not show_password)}")
+    answer(f"management page: {broker.management_url}")
     if state == "running":
-        typer.echo(f"RabbitMQ {_version(broker)}")
+        answer(f"RabbitMQ {_version(broker)}")
     raise typer.Exit(1 if state == "stopped" else 0)
 
 
@@ -69,7 +81,7 @@ def logs(
     home: Home = None, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines.")] = 50
 ) -> None:
     """Show the end of the broker's log."""
-    typer.echo(known(home).logs(lines))
+    answer(known(home).logs(lines))
 
 
 @app.command()
@@ -79,7 +91,7 @@ def image(
     force: Annotated[bool, typer.Option("--force", help="Build even if a current one is there.")] = False,
 ) -> None:
     """Build RabbitMQ from Debian packages, where no container registry can be reached (root, Debian)."""
-    typer.echo(images.build(rootfs=rootfs, suite=suite, force=force))
+    answer(images.build(rootfs=rootfs, suite=suite, force=force))
 
 
 @app.command()
@@ -94,7 +106,7 @@ def reset(
     for number in notebooks or []:
         copy = copies.reset(number)
         kept = f"; yours is kept as {copy.mine.name}" if copy.mine else ""
-        typer.echo(f"{copy.path.name} is fresh{kept}")
+        answer(f"{copy.path.name} is fresh{kept}")
     if broker:
         reset_broker(known(home), say)
 
@@ -103,7 +115,7 @@ def reset(
 def doctor_command(home: Home = None) -> None:
     """Say what is here, what is missing and how to fix it; exit code 1 when something needed is missing."""
     report = doctor.examine(home)
-    typer.echo(report.table())
+    answer(report.table())
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -111,8 +123,8 @@ def doctor_command(home: Home = None) -> None:
 def demo_command(home: Home = None) -> None:
     """Have a connection manager publish and consume on a queue of its own, and cut the line meanwhile."""
     broker = brokers.up("auto", home, say)
-    typer.echo(f"RabbitMQ {_version(broker)} ({broker.backend})")
-    demo.demonstrate(broker.settings(), typer.echo)
+    answer(f"RabbitMQ {_version(broker)} ({broker.backend})")
+    demo.demonstrate(broker.settings(), answer)
 
 
 @app.command(name="run")
@@ -136,11 +148,13 @@ def refresh_command(
 
 @app.command(name="lab")
 def lab_command(
-    port: Annotated[int | None, typer.Option(help="JupyterLab's port; by default 8888 or a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="JupyterLab's port; by default 8888 or a free one.")
+    ] = None,
     browser: Annotated[bool, typer.Option(help="Open the address in a browser.")] = True,
 ) -> None:
     """Start the broker, bring work/ up to date, and serve it in JupyterLab until Ctrl-C."""
-    lesson.hold(port=port, open_browser=browser, say=typer.echo)
+    lesson.hold(port=port, open_browser=browser, say=answer)
 
 
 def _for_kernels() -> brokers.Broker:

@@ -8,6 +8,7 @@ The rule, whatever happens: *nothing a learner typed or ran is overwritten or de
 - What we wrote is remembered in ``work/.labkit-copies.json``. Without that file every existing copy counts as changed.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,14 +17,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
-from labkit.lab import home
+from labkit.brokers import home
+from labkit.lab.landing import landing_page
 from labkit.lab.notebook_file import (
+    COLLAPSED,
     FOLDER,
     Notebook,
     NotebookError,
-    card,
     clear,
     code_cells,
     find,
@@ -33,14 +33,15 @@ from labkit.lab.notebook_file import (
     notebooks,
     number_of,
     read,
+    shown_text,
     tags,
-    title,
     write,
     write_whole,
 )
 
 WORK = "work"
-LANDING = "README.ipynb"
+LANDING = "README.md"
+EARLIER_LANDING = "README.ipynb"  # of labkit 0.1; goes if nobody has changed it
 MANIFEST = ".labkit-copies.json"
 _NOT_FOR_LEARNERS = {"instructor"}
 
@@ -95,8 +96,13 @@ def refresh_work(project: Path | None = None) -> list[Copy]:
             _refresh_notebook(work / reference.name, learner_copy(read(reference)), manifest)
             for reference in notebooks(project)
         ]
-        copies += [_refresh_asset(work / place, source, manifest) for place, source in _assets(project / FOLDER)]
-        copies.insert(0, _refresh_notebook(work / LANDING, landing_page(project), manifest))
+        copies += [
+            _refresh_asset(work / place, f"{place.parent.name}/{place.name}", source.read_bytes(), manifest)
+            for place, source in _assets(project / FOLDER)
+        ]
+        page = landing_page(notebooks(project), lambda path: progress_of(work / path.name)).encode()
+        copies.insert(0, _refresh_asset(work / LANDING, LANDING, page, manifest))
+        _retire(work / EARLIER_LANDING, manifest)
         _write_manifest(work, manifest)
     except OSError as error:
         raise NotebookError(f"{work} cannot be written: {error}") from error
@@ -130,13 +136,21 @@ def reset(number: str | int, project: Path | None = None) -> Copy:
 
 
 def learner_copy(reference: Notebook) -> Notebook:
-    """Return what a learner opens: no outputs, no counts, solutions collapsed."""
+    """Return what a learner opens: no outputs, no counts, solutions and questions collapsed."""
     copy = normalise(clear(reference))
     for cell in code_cells(copy):
-        # A solution, and a recall question, whose source holds the answer.
-        if {"solution", "recall"}.intersection(tags(cell)):
+        if set(COLLAPSED).intersection(tags(cell)):
             cell.metadata["jupyter"] = {"source_hidden": True}
     return copy
+
+
+def progress_of(copy: Path) -> Progress | None:
+    """Return how far the learner is with the copy at that path; None if it was not begun, or is no notebook now."""
+    try:
+        found = progress(read(copy))
+    except NotebookError:
+        return None
+    return found if found.started else None
 
 
 def progress(copy: Notebook) -> Progress:
@@ -149,34 +163,8 @@ def progress(copy: Notebook) -> Progress:
             waiting = True
         elif waiting and "check" in tags(cell):
             waiting = False
-            solved += any("PASS" in output.get("text", "") for output in cell.outputs)
+            solved += "PASS" in shown_text(cell)
     return Progress(solved, exercises, has_outputs(copy))
-
-
-def landing_page(project: Path) -> Notebook:
-    """Return the table of notebooks that JupyterLab opens first: question, minutes, how far you are."""
-    rows = []
-    for path in notebooks(project):
-        reference = read(path)
-        about = card(reference)
-        mine = project / WORK / path.name
-        done = progress(_read_or(mine, reference)) if mine.exists() else Progress(0, 0, started=False)
-        minutes = about.minutes_to_read + about.minutes_to_do
-        rows.append(f"| [{title(reference) or path.stem}]({path.name}) | {about.question} | {minutes or ''} | {done} |")
-    table = "\n".join(["| notebook | question | minutes | done? |", "| --- | --- | ---: | --- |", *rows])
-    advice = (
-        "Run the cells from top to bottom. These files are yours: a new version of the course never overwrites what "
-        "you changed. In a terminal, `labkit reset 03` gives a fresh copy of notebook 03 and keeps yours as "
-        "`03.mine.ipynb`. The last column is brought up to date each time the lab starts."
-    )
-    page = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_markdown_cell("# Table of notebooks", id="title"),
-            nbformat.v4.new_markdown_cell(table, id="table"),
-            nbformat.v4.new_markdown_cell(advice, id="advice"),
-        ]
-    )
-    return normalise(page)
 
 
 def _refresh_notebook(path: Path, fresh: Notebook, manifest: dict[str, str]) -> Copy:
@@ -201,9 +189,7 @@ def _refresh_notebook(path: Path, fresh: Notebook, manifest: dict[str, str]) -> 
     return Copy(path, Outcome.REPLACED, mine)
 
 
-def _refresh_asset(path: Path, source: Path, manifest: dict[str, str]) -> Copy:
-    key = f"{path.parent.name}/{path.name}"
-    content = source.read_bytes()
+def _refresh_asset(path: Path, key: str, content: bytes, manifest: dict[str, str]) -> Copy:
     wanted = hashlib.sha256(content).hexdigest()
     outcome = Outcome.WRITTEN
     if path.exists():
@@ -217,6 +203,14 @@ def _refresh_asset(path: Path, source: Path, manifest: dict[str, str]) -> Copy:
     write_whole(path, content)
     manifest[key] = wanted
     return Copy(path, outcome)
+
+
+def _retire(path: Path, manifest: dict[str, str]) -> None:
+    """Remove a file that an earlier version made, unless the learner has changed it."""
+    if path.name in manifest and path.exists():
+        with contextlib.suppress(NotebookError):
+            if fingerprint(read(path)) == manifest.pop(path.name):
+                path.unlink()
 
 
 def _write_copy(fresh: Notebook, path: Path, manifest: dict[str, str]) -> None:
@@ -234,20 +228,13 @@ def _is_untouched(path: Path, fresh: Notebook) -> bool:
 
 def _free_name(path: Path) -> Path:
     """Return ``NN.mine.ipynb``, or the first ``NN.mine.K.ipynb`` that is not taken."""
-    stem = number_of(path) if path.name != LANDING else path.stem
+    stem = number_of(path)
     name = path.with_name(f"{stem}.mine.ipynb")
     count = 1
     while name.exists():
         count += 1
         name = path.with_name(f"{stem}.mine.{count}.ipynb")
     return name
-
-
-def _read_or(path: Path, otherwise: Notebook) -> Notebook:
-    try:
-        return read(path)
-    except NotebookError:
-        return clear(otherwise)
 
 
 def _assets(folder: Path) -> Iterator[tuple[Path, Path]]:

@@ -4,13 +4,13 @@ import threading
 import uuid
 from collections.abc import Callable
 
-from labkit.delivery import Delivery
+from labkit.content.delivery import Delivery
 from labkit.errors import BrokerError
 from labkit.events import ConnectionLost, ConnectionRecovered, Timeline
-from labkit.lab.wire import Proxy
 from labkit.manager import ConnectionManager
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
 from labkit.topology import Queue
+from labkit.wire import Proxy
 
 MESSAGES = 200
 TIMEOUT = 30.0  # seconds for each step; on an idle machine the whole takes less than one
@@ -52,7 +52,7 @@ def _publish(
     timeline.wait_for(ConnectionRecovered, timeout=TIMEOUT)
     for each in sent:
         each.result()
-    say(f"published: {len(sent)} messages, and the line was cut after {MESSAGES // 2}")
+    say(f"published: {len(sent)} messages, and the link was cut after {MESSAGES // 2}")
     say(f"confirmed: {len(sent)}; sent again after the cut: {manager.publisher.replayed}")
     return {body.encode() for body in bodies}
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.certificates import WARN_BEFORE, Certificate
+from labkit import brokers
+from labkit.brokers import home
 from labkit.errors import LabkitError
-from labkit.lab import brokers, home
+from labkit.settings.certificates import WARN_BEFORE, Certificate
 
 NEEDED_PACKAGES = ("pika", "pydantic-settings", "pamqp", "httpx", "jupyterlab", "ipywidgets", "trustme")
 DISK_NEEDED = 500_000_000  # bytes, for logs, messages and notebooks

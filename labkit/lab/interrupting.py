@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.validation import checked_number
+from labkit.values import checked_number
 
 SETTLE = 5.0  # seconds an interrupt that was sent may take to arrive; it takes none unless the machine is very busy
 

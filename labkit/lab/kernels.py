@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.brokers.home import private_directory
 from labkit.lab.notebook_file import Notebook, NotebookError, code_cells
+from labkit.printable import printable
 
 CELL_TIMEOUT = 60.0
 STARTUP_TIMEOUT = 120
@@ -71,6 +73,7 @@ def execute(
 
     Raises:
         NotebookError: no kernel could be started.
+        BrokerError: IPYTHONDIR cannot be made, or is another user's.
     """
     # Here, not at the top: nbclient takes 0.4 s to import, and `labkit --help` has no use for it.
     from nbclient import NotebookClient
@@ -84,7 +87,7 @@ def execute(
             started.append(next(place for place, known in enumerate(cells, start=1) if known is cell))
             on_cell(started[-1])
 
-    Path(environment["IPYTHONDIR"]).mkdir(parents=True, exist_ok=True)
+    private_directory(Path(environment["IPYTHONDIR"]))  # what is in there runs when the kernel starts
     client = NotebookClient(
         notebook,
         kernel_name="python3",
@@ -119,8 +122,7 @@ def _failed(cells: list[object], started: list[int], text: str) -> CellFailed:
 
 def one_line(text: str) -> str:
     """Return the first line of *text* without colours, shortened."""
-    lines = _COLOURS.sub("", text).strip().splitlines() or [""]
-    first = lines[0].strip()
+    first = printable(_COLOURS.sub("", text).strip().split("\n")[0].strip())
     return first if len(first) <= _LONGEST_TEXT else first[: _LONGEST_TEXT - 1] + "…"
 
 

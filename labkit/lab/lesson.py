@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
-from labkit.lab import brokers, copies, home
+from labkit import brokers
+from labkit.brokers import home
+from labkit.lab import copies
+from labkit.lab.notebook_file import all_of
 from labkit.lab.server import NotebookServer, serve
 
 
@@ -10,9 +13,12 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
     """Serve ``work/`` until the learner is done; ends the broker only if it was started here.
 
     Raises:
+        NotebookError: there are no notebooks here, as where the package alone is installed.
         BrokerError: no broker could be had.
         ServerError: JupyterLab did not start.
     """
+    all_of(home.project())  # before anything is started or written
+    state = home.claim(home.bench())  # also where the broker is elsewhere: the notebook server's token lies there
     ours = brokers.find() is None
     broker = brokers.up("auto", None, say)
     try:
@@ -20,8 +26,7 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
         for copy in copies.refresh_work():
             if copy.mine:
                 say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
-        project = home.project()
-        serve(NotebookServer(project / copies.WORK, home.bench(), port=port), say=say, open_browser=open_browser)
+        serve(NotebookServer(home.project() / copies.WORK, state, port=port), say=say, open_browser=open_browser)
     finally:
         if ours:
             brokers.down()

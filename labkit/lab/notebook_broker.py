@@ -28,7 +28,7 @@ def provide(project: Path, say: Callable[[str], None]) -> Path | None:
     if "://" in wanted:
         return None
     # Here: whoever only wants the names above must not import every backend.
-    from labkit.lab import brokers
+    from labkit import brokers
 
     bench = project / BENCH if wanted in KINDS else Path(wanted)
     started = brokers.find(bench) is None
@@ -41,7 +41,7 @@ def provide(project: Path, say: Callable[[str], None]) -> Path | None:
 def release(bench: Path | None) -> None:
     """End the broker that :func:`provide` started; nothing when it only found one."""
     if bench is not None:
-        from labkit.lab import brokers
+        from labkit import brokers
 
         brokers.down(bench)
 
@@ -67,7 +67,7 @@ def notebook_broker(project: Path, say: Callable[[str], None] = print) -> Iterat
 
 def capabilities() -> frozenset[str]:
     """Return what the broker named by ``LABKIT_BROKER`` can do; nothing when there is none."""
-    from labkit.lab import brokers
+    from labkit import brokers
 
     wanted = os.environ.get(VARIABLE, "")
     broker = brokers.find(Path(wanted) if "://" not in wanted and wanted not in KINDS else None)

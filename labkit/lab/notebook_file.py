@@ -22,6 +22,9 @@ FOLDER = "notebooks"
 NAME = re.compile(r"(?P<number>\d\d)-[a-z0-9]+(?:-[a-z0-9]+)*\.ipynb")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
+# Tags of cells whose source is collapsed: it is the answer, or what the widget below says already.
+COLLAPSED = ("solution", "predict", "recall")
+
 # Any: nbformat has no types; a NotebookNode is a dict whose keys are attributes too.
 Notebook = Any
 Cell = Any
@@ -63,6 +66,20 @@ def notebooks(project: Path) -> list[Path]:
     """Return the reference notebooks of *project* in order; empty when there are none."""
     folder = project / FOLDER
     return sorted(path for path in folder.glob("*.ipynb") if NAME.fullmatch(path.name))
+
+
+def all_of(project: Path) -> list[Path]:
+    """Return the reference notebooks of *project* in order.
+
+    Raises:
+        NotebookError: there are none; an installed package holds none.
+    """
+    if found := notebooks(project):
+        return found
+    raise NotebookError(
+        f"{project / FOLDER} holds no notebook: they come with the repository, not with the package. "
+        "Run this in a clone of it (there, `make lab` does all the set-up)"
+    )
 
 
 def find(number: str | int, project: Path) -> Path:
@@ -130,6 +147,12 @@ def code_cells(notebook: Notebook) -> list[Cell]:
 def tags(cell: Cell) -> list[str]:
     """Return the tags of a cell."""
     return list(cell.metadata.get("tags", ()))
+
+
+def shown_text(cell: Cell) -> str:
+    """Return all that the outputs of a cell say, as text: what was printed, and the text of what was displayed."""
+    parts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "".join(part if isinstance(part, str) else "".join(part) for part in parts)
 
 
 def requires(notebook: Notebook) -> list[str]:

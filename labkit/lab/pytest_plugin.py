@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
+from labkit.brokers.home import private_directory
 from labkit.errors import LabkitError
 from labkit.lab.kernels import kernel_environment
 from labkit.lab.notebook_broker import VARIABLE, capabilities, provide, release
 from labkit.lab.notebook_file import FOLDER, read, requires
-from labkit.lab.requirements import missing, missing_browser, missing_engine, must_have
+from labkit.lab.requirements import missing, missing_browser, missing_engine, missing_prometheus, must_have
 
 SANITIZE = Path("tests") / "nbval-sanitize.cfg"
 
@@ -32,7 +33,11 @@ REFUSED_PLUGINS = {
     "flaky": "flaky restarts the kernel, so that later cells lose their variables",
 }
 SAFE_DIST = frozenset({"no", "loadscope", "loadfile"})
-_MARKERS: dict[str, Callable[[], str]] = {"compose": missing_engine, "browser": missing_browser}
+_MARKERS: dict[str, Callable[[], str]] = {
+    "compose": missing_engine,
+    "browser": missing_browser,
+    "prometheus": missing_prometheus,
+}
 
 _deselected = pytest.StashKey[dict[str, tuple[int, str]]]()
 _own_broker = pytest.StashKey[Path | None]()
@@ -88,8 +93,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     environment = kernel_environment(config.rootpath)
     config.stash[_environment] = {name: os.environ.get(name) for name in [*environment, VARIABLE]}
     os.environ.update(environment)
-    Path(environment["IPYTHONDIR"]).mkdir(parents=True, exist_ok=True)
     try:
+        private_directory(Path(environment["IPYTHONDIR"]))
         config.stash[_own_broker] = provide(config.rootpath, _say_to(config))
     except LabkitError as error:
         # A run without a broker would compare nothing, so it must not look like one that did.
@@ -157,7 +162,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked ``compose`` or ``browser`` where there is none; fail it where LABKIT_REQUIRE insists."""
+    """Skip a test whose marker names what is not here; fail it where LABKIT_REQUIRE insists."""
     for name, probe in _MARKERS.items():
         if item.get_closest_marker(name) is not None:
             reason = probe()

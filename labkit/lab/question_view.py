@@ -6,7 +6,8 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 
-from labkit.lab.questions import Question
+from labkit.lab.feedback import Feedback
+from labkit.lab.question import Question
 
 
 class QuestionView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -29,13 +30,13 @@ class QuestionView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no typ
             tooltips=[f"Choose: {choice}" for choice in question.choices],
             style=widgets.ToggleButtonsStyle(button_width="auto"),
         )
-        self.note = widgets.HTML(_live(question.feedback))
+        self.note = widgets.HTML(_live(question))
         super().__init__(children=(text, self.buttons, self.note))
         traitlets.link((question, "chosen"), (self.buttons, "value"))
         question.observe(self._show_feedback, names=["feedback"])
 
-    def _show_feedback(self, change: Any) -> None:
-        self.note.value = _live(change["new"])
+    def _show_feedback(self, _: Any) -> None:
+        self.note.value = _live(self.question)
 
     def __repr__(self) -> str:
         return self.question.twin()
@@ -47,6 +48,7 @@ class QuestionView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no typ
         return bundle
 
 
-def _live(feedback: str) -> str:
-    """Return HTML that a screen reader announces when it changes."""
-    return f'<div role="status" aria-live="polite">{html.escape(feedback)}</div>'
+def _live(question: Question) -> str:
+    """Return its feedback as HTML that a screen reader announces when it changes."""
+    shown = Feedback(question.feedback, question.look)._repr_html_() if question.feedback else ""
+    return f'<div role="status" aria-live="polite">{shown}</div>'

@@ -1,89 +1,48 @@
 """Predictions before an observation, and questions that recall an earlier notebook. State only; no widgets here.
 
+The recall questions and their answers are in ``recalls.toml``, so that no cell of a notebook holds an answer.
+
 What a learner chose is in a :class:`Question`, a plain traitlets model. :mod:`labkit.lab.question_view` shows it as
 buttons; ``answer()`` does the same as a click, for readers without widgets and for tests. With no answer given
 every text is the same each time, which is what nbval compares.
 """
 
+import functools
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
-
-import traitlets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import ConfigurationError
+from labkit.lab.feedback import Feedback, show
+from labkit.lab.question import NONE_YET, Question
 
 if TYPE_CHECKING:
     from labkit.lab.question_view import QuestionView
 
-NONE_YET = "none yet"
-MARKS = {True: "(x)", False: "( )"}
+BANK = Path(__file__).with_name("recalls.toml")
 
 
-class Question(traitlets.HasTraits):
-    """One question with choices, and the choice made.
+@functools.cache
+def question_bank() -> Mapping[str, Mapping[str, Any]]:
+    """Return the recall questions of all notebooks, by name."""
+    return tomllib.loads(BANK.read_text(encoding="utf-8"))
 
-    Attributes:
-        chosen: one of *choices*, or None while there is no answer.
-        feedback: what to say about the choice; empty while there is none.
+
+def recall_question(name: str) -> Question:
+    """Return a recall question of the bank, unanswered.
+
+    Raises:
+        ConfigurationError: there is none of that name; the text lists those of its notebook.
     """
-
-    chosen = traitlets.Unicode(allow_none=True, default_value=None)
-    feedback = traitlets.Unicode("")
-
-    def __init__(
-        self,
-        name: str,
-        text: str,
-        choices: Sequence[str],
-        *,
-        right: str | None = None,
-        why: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.text = text
-        self.choices = tuple(map(str, choices))
-        self.right = right
-        self.why = dict(why or {})
-        self._validate()
-
-    @property
-    def is_prediction(self) -> bool:
-        """Whether nobody knows the answer before the next cell has run."""
-        return self.right is None
-
-    def twin(self) -> str:
-        """Return the question as text: one line for it, one a choice, one for the feedback once there is some."""
-        lines = [self.text, *(f"  {MARKS[choice == self.chosen]} {choice}" for choice in self.choices)]
-        return "\n".join([*lines, self.feedback] if self.feedback else lines)
-
-    def __repr__(self) -> str:
-        return f"Question({self.name!r}, chosen={self.chosen!r})"
-
-    @traitlets.validate("chosen")
-    def _only_a_choice(self, proposal: "traitlets.Bunch") -> str | None:
-        value: str | None = proposal["value"]
-        if value is not None and value not in self.choices:
-            raise ConfigurationError(f"question {self.name!r}: {value!r} is not one of {', '.join(self.choices)}")
-        return value
-
-    @traitlets.observe("chosen")
-    def _react(self, change: "traitlets.Bunch") -> None:
-        choice: str | None = change["new"]
-        if choice is None:
-            self.feedback = ""
-        elif self.is_prediction:
-            self.feedback = f"Noted: {choice}. Run the next cell and compare."
-        else:
-            verdict = "Yes." if choice == self.right else "Not quite."
-            self.feedback = f"{verdict} {self.why.get(choice, '')}".strip()
-
-    def _validate(self) -> None:
-        if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
-            raise ConfigurationError(f"question {self.name!r} needs two or more different choices, not {self.choices}")
-        unknown = sorted({*self.why, *([] if self.right is None else [self.right])} - set(self.choices))
-        if unknown:
-            raise ConfigurationError(f"question {self.name!r}: {unknown} is not one of {', '.join(self.choices)}")
+    bank = question_bank()
+    if name not in bank:
+        number = name.partition(".")[0]
+        known = ", ".join(each for each in bank if each.startswith(f"{number}.")) or "none"
+        raise ConfigurationError(f"there is no recall question {name!r}; notebook {number} has: {known}")
+    entry = bank[name]
+    why = dict(zip(entry["choices"], entry["why"], strict=True))
+    return Question(name, entry["question"], entry["choices"], right=entry["right"], why=why)
 
 
 class Questions:
@@ -92,7 +51,7 @@ class Questions:
     Running a cell again shows the same question with the choice already made.
     """
 
-    def __init__(self, lab_id: str, *, say: Callable[[str], None] = print) -> None:
+    def __init__(self, lab_id: str, *, say: Callable[[Feedback], None] = show) -> None:
         self._lab_id = lab_id
         self._say = say
         self._asked: dict[str, Question] = {}
@@ -113,22 +72,17 @@ class Questions:
         """
         return self._show(Question(self._own(name), text, choices))
 
-    def ask(
-        self, name: str, text: str, choices: Sequence[str], *, right: str, why: Mapping[str, str] | None = None
-    ) -> "QuestionView":
+    def recall(self, name: str) -> "QuestionView":
         """Ask something an earlier notebook taught, and return its buttons; feedback follows a choice.
 
         Args:
-            name: as for :meth:`predict`.
-            text: the question.
-            choices: two or more different texts.
-            right: the choice that is right.
-            why: what to say about a choice, by choice; the wrong ones deserve a sentence each.
+            name: ``"02.r1"``: the notebook's number, a dot, a name of the question bank.
 
         Raises:
-            ConfigurationError: the name is of another notebook, or *right* or a key of *why* is not a choice.
+            ConfigurationError: the name is of another notebook, or the bank has no such question; the text lists what
+                it has.
         """
-        return self._show(Question(self._own(name), text, choices, right=right, why=why))
+        return self._show(recall_question(self._own(name)))
 
     def answer(self, name: str, choice: str) -> None:
         """Choose without a mouse and print the feedback: the same as a click on the button.
@@ -138,34 +92,26 @@ class Questions:
         """
         question = self.question(name)
         question.chosen = choice
-        self._say(question.feedback)
+        self._say(Feedback(question.feedback, question.look))
 
     def compare(self, name: str, observed: object) -> None:
-        """Print what was observed beside what was predicted.
+        """Show what was observed beside what was predicted, or say that nothing was.
 
         Raises:
-            ConfigurationError: nothing was asked under this name.
+            ConfigurationError: the name is of another notebook.
         """
-        question = self.question(name)
-        seen = str(observed)
-        self._say(f"observed: {seen}")
-        if question.chosen is None:
-            self._say(f"your prediction: {NONE_YET}")
-        elif question.chosen == seen:
-            self._say(f"your prediction: {question.chosen}, the same. What made you sure?")
+        question = self._asked.get(self._own(name))
+        chosen = None if question is None else question.chosen
+        look, seen = "noted", str(observed)
+        if question is None:
+            verdict = "none: the question was not shown. Run its cell, choose, then run this one again."
+        elif chosen is None:
+            verdict = NONE_YET
+        elif chosen == seen:
+            look, verdict = "right", f"{chosen}, the same. What made you sure?"
         else:
-            self._say(f"your prediction: {question.chosen}, which differs. What did you assume?")
-
-    def reveal(self, name: str) -> None:
-        """Print the right choice of a question that has one, and why.
-
-        Raises:
-            ConfigurationError: nothing was asked under this name, or it is a prediction: run the cell and compare.
-        """
-        question = self.question(name)
-        if question.right is None:
-            raise ConfigurationError(f"{name!r} is a prediction: run the next cell and compare")
-        self._say(f"answer: {question.right}. {question.why.get(question.right, '')}".strip())
+            look, verdict = "not yet", f"{chosen}, which differs. What did you assume?"
+        self._say(Feedback(f"observed: {seen}\nyour prediction: {verdict}", look))
 
     def question(self, name: str) -> Question:
         """Return the state of a question.

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.lab import home
+from labkit.brokers import home
+from labkit.lab.generated import fill_in
 from labkit.lab.kernels import CELL_TIMEOUT, Stopwatch, execute, kernel_environment
 from labkit.lab.notebook_file import NotebookError, clear, code_cells, find, normalise, read, write
 
@@ -61,7 +62,7 @@ def refresh(
     project = project or home.project()
     path = find(number, project)
     surroundings = kernel_environment(project, os.environ if environment is None else environment)
-    candidate = clear(read(path))
+    candidate = fill_in(clear(read(path)), path)
     watch = Stopwatch()
     say(f"{path.stem}: running {len(code_cells(candidate))} cells")
     failed = execute(candidate, path.parent, surroundings, cell_timeout=cell_timeout)

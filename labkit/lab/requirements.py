@@ -4,6 +4,7 @@ A need is one of:
 
 - a capability of the broker (``process``, ``alarm``, ``management``, ...);
 - ``compose``: a container engine that answers;  ``browser``: Chromium and Playwright;
+- ``prometheus``: the programs ``prometheus`` and ``promtool`` (Debian's package ``prometheus`` has both);
 - ``package:NAME``: an importable package.
 
 ``LABKIT_REQUIRE=compose,browser`` says that these must be here: what would be skipped for want of them fails instead.
@@ -52,11 +53,19 @@ def missing_browser() -> str:
     return ""
 
 
+def missing_prometheus() -> str:
+    """Return why nothing can be tried on a Prometheus, or an empty text."""
+    absent = [each for each in ("prometheus", "promtool") if shutil.which(each) is None]
+    return f"needs prometheus: no {' and no '.join(absent)} on the PATH" if absent else ""
+
+
 def _reason(need: str, capabilities: Collection[str]) -> str:
     if need == "compose":
         return missing_engine()
     if need == "browser":
         return missing_browser()
+    if need == "prometheus":
+        return missing_prometheus()
     if need.startswith(PACKAGE):
         name = need.removeprefix(PACKAGE)
         found = importlib.util.find_spec(name) is not None

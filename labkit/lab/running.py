@@ -10,23 +10,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from labkit.lab import home
+from labkit.brokers import home
 from labkit.lab.kernels import CELL_TIMEOUT, CellFailed, Stopwatch, execute, kernel_environment
 from labkit.lab.notebook_file import (
     Notebook,
-    NotebookError,
+    all_of,
     clear,
     code_cells,
     find,
     give_ids,
     normalise,
-    notebooks,
     read,
     requires,
     tags,
     write_whole,
 )
 from labkit.lab.requirements import missing
+from labkit.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,14 @@ def run(
     Raises:
         ConfigurationError: there is no such notebook; the text lists what exists.
         NotebookError: no kernel could be started, or a file is not a notebook.
+        BrokerError: ``.lab`` cannot be written, or is another user's.
     """
     project = project or home.project()
     console = console or Console()
-    paths = sorted({find(number, project) for number in numbers}) if numbers else notebooks(project)
-    if not paths:
-        raise NotebookError(f"{project / 'notebooks'} holds no notebook")
+    paths = sorted({find(number, project) for number in numbers}) if numbers else all_of(project)
     loaded = [(path, _doubled(clear(read(path))) if twice else clear(read(path))) for path in paths]
     environment = kernel_environment(project)
-    pages = project / ".lab" / "html"
+    pages = home.private_directory(home.claim(project / ".lab") / "html")
     runs = []
     with _bar(console) as bar:
         for path, notebook in loaded:
@@ -173,4 +172,4 @@ def _print(report: RunReport, console: Console) -> None:
         table.add_row(result.name, str(result.cells), f"{result.seconds:.1f}", verdict)
     console.print(table)
     for result in report.failed:
-        console.print(result.problem, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(result.problem), markup=False, highlight=False, soft_wrap=True)

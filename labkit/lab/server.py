@@ -17,9 +17,9 @@ from types import FrameType
 
 import httpx
 
+from labkit.brokers.home import replace_file
 from labkit.errors import LabkitError
 from labkit.lab.copies import LANDING
-from labkit.lab.home import replace_file
 
 PREFERRED_PORT = 8888
 ATTEMPTS = 3  # to have a port that nobody takes while JupyterLab starts
@@ -32,7 +32,7 @@ class ServerError(LabkitError):
 
 
 class _EndedError(ServerError):
-    """It ended by itself, as it does when its port is taken."""
+    """The server ended by itself, as when its port is taken."""
 
 
 class NotebookServer:
@@ -128,6 +128,8 @@ class NotebookServer:
         own = self._state / "jupyter"
         return {
             **os.environ,
+            # `labkit` in JupyterLab's own terminal is the one of this environment.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "JUPYTER_TOKEN": self._token,  # not on the command line, where every user of the machine reads it
             "JUPYTER_CONFIG_DIR": f"{own}/config",
             "JUPYTER_DATA_DIR": f"{own}/data",
@@ -138,10 +140,21 @@ class NotebookServer:
         }
 
     def _write_settings(self) -> None:
+        if os.name == "posix":
+            # Named, so that it is no login shell: one takes PATH from /etc/profile, and does not find `labkit`.
+            shell = [os.environ.get("SHELL") or "/bin/sh"]
+            _write_json(
+                self._state / "jupyter" / "config" / "jupyter_server_config.json",
+                {"ServerApp": {"terminado_settings": {"shell_command": shell}}},
+            )
         settings = self._state / "jupyter" / "settings" / "@jupyterlab"
         _write_json(
             settings / "apputils-extension" / "notification.jupyterlab-settings",
             {"fetchNews": "false", "checkForUpdates": False},  # the news box covers a notebook's corner
+        )
+        _write_json(
+            settings / "docmanager-extension" / "plugin.jupyterlab-settings",
+            {"defaultViewers": {"markdown": "Markdown Preview"}},  # the landing page: read, not edited, no kernel
         )
         _write_json(
             settings / "notebook-extension" / "tracker.jupyterlab-settings",

@@ -7,10 +7,10 @@ import pika
 import pika.exceptions
 import pytest
 
+from labkit.brokers import candidates, sources
+from labkit.brokers.candidates import Pins
 from labkit.errors import BrokerError
-from labkit.lab.brokers import candidates, sources
-from labkit.lab.brokers.candidates import Pins
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
 
 
 def _has_root_directory() -> bool:

@@ -8,12 +8,12 @@ import psutil
 import pytest
 
 from labkit import ChannelLost, Connection, NotConnected, Queue, Timeline
-from labkit.io_thread import SHARED
-from labkit.lab.wire import Proxy
-from labkit.link import Link
-from labkit.replay import TopologyRole
+from labkit.connection.io_thread import SHARED
+from labkit.connection.link import Link
+from labkit.connection.topology_replay import TopologyRole
 from labkit.retry import Backoff
-from tests.unit.still_pool import in_threads
+from labkit.wire import Proxy
+from tests.unit.pool.still_pool import in_threads
 from tests.view import until
 
 BRISK = Backoff(initial=0.05, maximum=1.0)
@@ -33,14 +33,12 @@ def connected(settings, *, backoff=BRISK, **options):
 
 
 @contextmanager
-def through_a_proxy(settings, *, heartbeat=2, recovery=False, backoff=BRISK, **changes):
+def through_a_proxy(settings, *, heartbeat=2, recovery=False, backoff=BRISK, retry_refused=60.0, **changes):
     """The same, with a proxy in between that can break the line."""
+    options = {"recovery": recovery, "backoff": backoff, "retry_refused": retry_refused}
     with (
         Proxy(settings) as proxy,
-        connected(proxy.settings(heartbeat=heartbeat, **changes), recovery=recovery, backoff=backoff) as (
-            connection,
-            timeline,
-        ),
+        connected(proxy.settings(heartbeat=heartbeat, **changes), **options) as (connection, timeline),
     ):
         yield proxy, connection, timeline
 

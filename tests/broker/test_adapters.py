@@ -14,10 +14,9 @@ import pika
 import pytest
 import trustme
 
-from labkit import ConfigurationError, ConnectionFactory, Timeline, TlsSettings, classify
-from labkit.lab import brokers
+from labkit import ConfigurationError, ConnectionFactory, Timeline, TlsSettings, brokers, classify
 from labkit.lab.adapters import ADAPTERS, IN_A_THREAD, Trial
-from labkit.lab.wire import Proxy
+from labkit.wire import Proxy
 from tests.broker.test_factory import black_hole, refused_port, silent_peer
 
 pytestmark = pytest.mark.broker
@@ -147,7 +146,6 @@ def test_a_name_lookup_without_an_answer_is_given_up(settings, monkeypatch):
         with on_every_adapter(settings.replace(host="slow.invalid", connect_deadline=0.5), IN_A_THREAD) as trials:
             assert {each["kind"] for each in ends(trials, "failed").values()} == {"TRANSIENT"}
             assert time.monotonic() - started < 0.5 + SLACK
-            never.set()  # asyncio waits for its resolver's thread before it ends
     finally:
         never.set()
 
@@ -184,7 +182,7 @@ def test_close_in_a_pause_between_attempts_ends_the_bring_up(settings):
         connection.ioloop.start()
         connection.ioloop.close()
     assert heard == ["ASKED_FOR"]
-    assert timeline.names() == ["ConnectAttempted", "AttemptFailed"]
+    assert timeline.names() == ["ConnectAttempted", "AttemptFailed", "ConnectionGivenUp"]
 
 
 def test_without_an_error_callback_the_error_leaves_the_loop(settings):
@@ -307,7 +305,7 @@ def test_pikas_own_thread_safe_connection_serves_many_threads(settings, view):
 
 @pytest.fixture
 def loop():
-    from labkit.libev import LibevLoop
+    from labkit.connector.libev import LibevLoop
 
     loop = LibevLoop()
     yield loop
@@ -357,7 +355,7 @@ def test_two_connections_share_a_libev_loop(settings, loop):
 
 
 def test_pikas_own_host_list_works_on_libev(settings, loop):
-    from labkit.libev import LibevConnection
+    from labkit.connector.libev import LibevConnection
 
     done = []
 
@@ -382,7 +380,7 @@ import sys
 import gevent
 from labkit import BrokerSettings
 from labkit.lab.adapters import live
-from labkit.libev import pin_gevent
+from labkit.connector.libev import pin_gevent
 
 pin_gevent()
 lives, seen = [], []
@@ -410,3 +408,11 @@ def test_gevent_pinned_to_libev_carries_a_connection(settings):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["opened", "echoed", "closed", "ended", "gevent.libev.corecext"]
+
+
+def test_a_trial_that_is_closed_before_it_is_open_ends(settings):
+    for adapter in ADAPTERS:
+        trial = Trial(adapter, settings).start()
+        trial.close()
+        trial.end(timeout=15)
+        assert trial.happened[-1]["what"] == "ended"

@@ -348,7 +348,7 @@ async def test_auto_ack_makes_the_broker_forget_what_it_has_sent(settings):
 async def test_deleted_queue_ends_consume_with_the_reason(settings):
     async with AsyncConnection(settings) as connection:
         await connection.publish("q", "x")
-        with pytest.raises(ChannelLost, match="'q' is gone") as caught:
+        with pytest.raises(ChannelLost, match="'q' was deleted") as caught:
             await connection.consume("q", lambda _: delete(settings))
         assert isinstance(caught.value.reason, px.ConsumerCancelled)
         await connection.publish("q", "declared anew")

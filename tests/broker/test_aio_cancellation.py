@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from labkit import AsyncConnection, LabkitError
-from labkit.lab.wire import Latency, Proxy
+from labkit.wire import Latency, Proxy
 from tests.asynchronous import asynchronous, sockets, until
 
 pytestmark = pytest.mark.broker

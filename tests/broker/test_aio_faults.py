@@ -9,8 +9,17 @@ import pika
 import pika.exceptions as px
 import pytest
 
-from labkit import AsyncConnection, ConnectError, DeadlineExceeded, Message, NotConnected, OutcomeUnknown, TlsSettings
-from labkit.lab.wire import Latency, Proxy, Stall
+from labkit import (
+    AsyncConnection,
+    ChannelLost,
+    ConnectError,
+    DeadlineExceeded,
+    Message,
+    NotConnected,
+    OutcomeUnknown,
+    TlsSettings,
+)
+from labkit.wire import Latency, Proxy, Stall
 from tests.asynchronous import asynchronous, until
 
 pytestmark = pytest.mark.broker
@@ -250,3 +259,12 @@ def test_blocking_client_sees_what_was_confirmed(settings):
     with contextlib.closing(pika.BlockingConnection(settings.to_pika())) as other:
         _, properties, body = other.channel().basic_get("q", auto_ack=True)
     assert (body, properties.headers, properties.delivery_mode) == (b"text", {"a": 1}, 2)
+
+
+@asynchronous
+async def test_a_connection_without_a_free_channel_number_says_so_and_stays_open(settings):
+    async with AsyncConnection(settings.replace(channel_max=1)) as connection:
+        with pytest.raises(ChannelLost) as caught:
+            await connection.publish("q", "x")
+        assert isinstance(caught.value.reason, px.NoFreeChannels)
+        assert connection.is_open

@@ -12,7 +12,7 @@ from labkit import (
     Publisher,
     Queue,
 )
-from labkit.lab.wire import Refuse
+from labkit.wire import Refuse
 from tests.broker.connections import own_virtual_host, through_a_proxy
 from tests.broker.test_topology_replay import cut
 from tests.broker.topology import definitions

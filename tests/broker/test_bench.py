@@ -8,11 +8,12 @@ import pika
 import pika.exceptions
 import pytest
 
+from labkit import brokers
+from labkit.brokers import Broker
+from labkit.brokers.discovery import VARIABLE
 from labkit.errors import BrokerError
-from labkit.lab import Lab, brokers
-from labkit.lab.brokers import Broker
-from labkit.lab.brokers.discovery import VARIABLE
-from labkit.settings import BrokerSettings
+from labkit.lab import Lab
+from labkit.settings.settings import BrokerSettings
 from tests.broker.backends import error_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -164,6 +165,17 @@ def test_close_resumes_a_broker_that_was_left_paused_and_says_so(
     ]
     with pytest.raises(pika.exceptions.AMQPError):
         forgotten.process_data_events(5)
+
+
+@pytest.mark.own_broker
+def test_close_ends_the_private_broker_whatever_its_other_steps_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab("08", own_broker=True)
+    node = lab.broker
+    monkeypatch.setattr(type(node), "delete_vhost", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lab.close()
+    assert node.home is not None
+    assert not node.home.exists()
 
 
 def test_a_broker_that_cannot_be_had_is_said_at_first_use(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

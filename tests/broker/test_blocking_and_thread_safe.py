@@ -6,8 +6,7 @@ import time
 import pika
 import pytest
 
-from labkit import AuthenticationFailed, ConnectError, ConnectionFactory, ConnectionLost, Timeline, classify
-from labkit.lab import brokers
+from labkit import AuthenticationFailed, ConnectError, ConnectionFactory, ConnectionLost, Timeline, brokers, classify
 from tests.broker.test_factory import refused_port
 from tests.view import until
 

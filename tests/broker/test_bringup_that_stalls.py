@@ -17,9 +17,11 @@ from labkit import (
     TlsSettings,
     classify,
 )
+from labkit.diagnosis.explain import explain
 from labkit.errors import Kind
-from labkit.lab.diagnosis import explain
-from labkit.lab.wire import Proxy, Stall
+from labkit.events import AttemptFailed, ConnectionRecovered
+from labkit.wire import Proxy, Stall
+from tests.broker.connections import connected
 
 pytestmark = pytest.mark.broker
 DEADLINE = 1.0
@@ -94,6 +96,18 @@ def test_silence_in_the_handshake_ends_at_the_connect_deadline(settings, step, o
     assert isinstance(error.__cause__, AMQPConnectorStackTimeout)
     assert classify(error).kind is Kind.TRANSIENT
     assert explain(error).what == "something accepted the connection and then stayed silent"
+
+
+def test_recovery_goes_on_while_whoever_accepts_stays_silent(settings):
+    with (
+        Proxy(settings) as proxy,
+        connected(proxy.settings(stack_timeout=0.5), recovery=True) as (_, timeline),
+    ):
+        with proxy.fault(Stall(), direction="downstream", at_frame="Connection.Start"):
+            proxy.cut()
+            failed = timeline.wait_for(AttemptFailed, timeout=20, count=2)
+        timeline.wait_for(ConnectionRecovered, timeout=20)
+        assert classify(failed.error).kind is Kind.TRANSIENT
 
 
 @pytest.mark.parametrize("step", CHANNEL_STEPS)

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pika
 import pika.exceptions
 import pytest
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
+from labkit import brokers
+from labkit.brokers import Broker, zero
+from labkit.brokers.remote import RemoteBroker
+from labkit.brokers.state import StateFile
 from labkit.errors import BrokerError
-from labkit.lab import brokers
-from labkit.lab.brokers import Broker, zero
-from labkit.lab.brokers.remote import RemoteBroker
-from labkit.lab.brokers.state import StateFile
 from tests.broker.backends import BACKENDS, connect, error_of, eventually, pins_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.timeout(180)]
@@ -233,11 +234,10 @@ def test_a_stopped_broker_says_that_it_is_not_running(node: Broker) -> None:
 # --- by URL ----------------------------------------------------------------------------------------
 
 
-def test_the_url_backend_lists_closes_and_refuses_processes(node: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = RemoteBroker(node.settings().to_url(mask=False))
+def test_the_url_backend_lists_closes_and_refuses_processes(node: Broker, tmp_path: Path) -> None:
     # The page of this broker is at a free port; a classroom's is at the usual one.
-    monkeypatch.setattr(RemoteBroker, "management_url", node.management_url)
-    connection = connect(node.vhost("class"), connection_name="student")
+    remote = RemoteBroker(f"{node.settings().to_url(mask=False)}?management={node.management_url}", tmp_path / "bench")
+    connection = connect(remote.vhost("class"), connection_name="student")
 
     assert remote.capabilities == {"management"}
     assert remote.is_running

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from labkit import Message, OutcomeUnknown, PublishRejected, Queue, Unroutable
-from labkit.lab.wire import Proxy, Stall
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import connected, own_virtual_host
 from tests.view import until
 
@@ -63,11 +63,12 @@ def test_message_that_a_full_queue_refuses_is_rejected(settings):
         assert channel.is_open
 
 
-def test_exchange_that_is_missing_leaves_the_outcome_unknown_and_says_404(settings):
+def test_exchange_that_is_missing_makes_the_message_unroutable_and_says_404(settings):
     with connected(settings) as (connection, _):
         channel = connection.channel(confirm=True)
-        with pytest.raises(OutcomeUnknown, match="404"):
+        with pytest.raises(Unroutable, match="404") as caught:
             channel.publish("x", exchange="missing", routing_key="k")
+        assert (caught.value.exchange, caught.value.reply_code) == ("missing", 404)
         assert connection.is_open
 
 

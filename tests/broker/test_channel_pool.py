@@ -1,6 +1,7 @@
 """Channels from a pool: kinds kept apart, only clean ones lent again, and an error costs one channel."""
 
 import itertools
+import logging
 import os
 import time
 
@@ -19,10 +20,10 @@ from labkit import (
     Queue,
     Unroutable,
 )
-from labkit.lab.wire import Proxy, Stall
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, channels, errors_amid_cuts, nothing_left_behind, own_virtual_host, retired
 from tests.broker.test_connection_pool import run
-from tests.unit.still_pool import adds_up, in_threads
+from tests.unit.pool.still_pool import adds_up, in_threads
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -113,6 +114,16 @@ def test_missing_queue_costs_the_channel_and_neither_the_connection_nor_the_plac
     assert len(broker.connections(settings.virtual_host)) == 1
     counted(broker, settings, 1)
     assert pool.get_stats().size == 1
+
+
+def test_a_channel_that_comes_back_dead_is_logged_with_what_closed_it(settings, pools, caplog):
+    caplog.set_level(logging.INFO, "labkit")
+    pool = pools(settings, max_size=1)
+    with pytest.raises(ChannelLost), pool.channel() as channel:
+        channel.declare(Queue("missing"), passive=True)
+    until(lambda: "Channel(closed) of a pool is dead and is replaced" in caplog.text)
+    (record,) = [each for each in caplog.records if "is dead" in each.message]
+    assert (record.levelname, "404" in record.message) == ("INFO", True)  # its borrower was told
 
 
 def test_operation_s_own_error_comes_out_and_the_channel_goes_back(settings, pools):

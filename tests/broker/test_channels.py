@@ -21,7 +21,7 @@ from labkit import (
     Queue,
     QueueState,
 )
-from labkit.lab.wire import Proxy, Stall
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, own_virtual_host
 from tests.view import until
 
@@ -235,6 +235,38 @@ def test_a_handler_that_raises_has_its_message_put_back_once_and_then_refused(ch
     until(lambda: channel.declare(Queue("work"), passive=True).messages == 0)
     assert channel.is_open
     assert seen == [False, True]
+
+
+def test_an_ack_of_many_settles_what_came_before_it_and_no_more(channel):
+    got = take(channel, 5)
+    got[3].ack(multiple=True)
+    for each in got[:3]:
+        with pytest.raises(LeaseError, match="settled before"):
+            each.ack()
+        with pytest.raises(LeaseError, match="settled before"):
+            each.nack()
+    got[4].nack()
+    again = channel.get("many")
+    assert (again.body, again.redelivered) == (b"4", True)
+    again.ack(multiple=True)
+    assert channel.declare(Queue("many"), passive=True).messages == 0
+
+
+@pytest.mark.parametrize("multiple", [1, "yes", None])
+def test_whether_an_ack_is_for_many_is_said_by_a_truth_value(channel, multiple):
+    (got,) = take(channel, 1)
+    with pytest.raises(ConfigurationError, match="multiple"):
+        got.ack(multiple)
+    got.ack()
+
+
+def take(channel, count):
+    channel.declare(Queue("many"))
+    for number in range(count):
+        channel.publish(str(number), routing_key="many")
+    got = [channel.get("many") for _ in range(count)]
+    assert [each.body for each in got] == [str(number).encode() for number in range(count)]
+    return got
 
 
 def test_an_ack_from_another_thread_and_after_the_handler_counts(channel):

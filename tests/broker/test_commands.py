@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from labkit import brokers
+from labkit.brokers import Broker
+from labkit.brokers.discovery import KINDS
+from labkit.brokers.state import Record, StateFile
 from labkit.cli import main
-from labkit.lab import brokers
-from labkit.lab.brokers import Broker
-from labkit.lab.brokers.discovery import KINDS
-from labkit.lab.brokers.state import Record, StateFile
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
 
 ROOT = Path(__file__).parents[2]
 VERSION = re.compile(r"RabbitMQ \d+\.\d+\.\d+")
@@ -129,14 +129,14 @@ def test_reset_brings_virtual_hosts_and_users_back_to_zero(home: Path) -> None:
     assert "deleted 1 other virtual hosts" in done.stderr
     assert "deleted the user forgotten" in done.stderr
     assert broker.vhosts() == ["/"]
-    assert broker.users() == ["guest", "lab"]
+    assert broker.users() == ["lab"]
 
 
 def test_demo_says_what_the_manager_does_and_leaves_no_queue_and_no_connection(home: Path) -> None:
     said = labkit("demo", "--home", str(home)).stdout.splitlines()
     assert VERSION.match(said[0])
     assert re.fullmatch(r"declared: queue labkit-demo-\w{8}", said[1])
-    assert said[2] == "published: 200 messages, and the line was cut after 100"
+    assert said[2] == "published: 200 messages, and the link was cut after 100"
     assert re.fullmatch(r"confirmed: 200; sent again after the cut: \d+", said[3])
     assert re.fullmatch(r"received: 200 different messages; twice: \d+; lost: 0", said[4])
     assert said[5:] == ["the queue is deleted"]
@@ -152,7 +152,7 @@ def test_reset_without_a_word_says_what_it_wants() -> None:
 
 def test_readmes_ten_lines_run_as_they_are_written(home: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 3  # the third: test_flask.py
     broker = brokers.find(home)
     assert broker is not None
     with_password = broker.vhost("readme").to_url(mask=False)
@@ -166,6 +166,17 @@ def test_readmes_ten_lines_run_as_they_are_written(home: Path) -> None:
     assert BrokerSettings.from_url(with_password).virtual_host == "readme"
     assert broker.count_connections("readme") == 0
     broker.delete_vhost("readme")
+
+
+@pytest.mark.own_broker
+def test_readmes_test_with_a_broker_and_a_proxy_runs_as_it_is_written() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", blocks[1]],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "b'before the cut' b'after it'\n"
 
 
 def test_down_ends_it_and_a_second_down_finds_nothing(home: Path) -> None:
@@ -199,10 +210,9 @@ def checkout(tmp_path: Path) -> Path:
 def test_run_prints_a_table_and_writes_a_page_and_reset_makes_a_copy(checkout: Path, broker: Broker) -> None:
     if broker.home is None:
         pytest.skip("needs a bench directory to name")
-    code = (
-        "import os, sys; from pathlib import Path; from labkit.lab import home; here = Path(os.environ['CHECKOUT'])\n"
-    )
-    code += "home.project = lambda: here; from labkit.cli import main; main()"
+    code = "import os, sys; from pathlib import Path; from labkit.brokers import home\n"
+    code += "here = Path(os.environ['CHECKOUT']); home.project = lambda: here\n"
+    code += "from labkit.cli import main; main()"
     named = {"PYTHONPATH": str(ROOT), "LABKIT_BROKER": str(broker.home), "CHECKOUT": str(checkout)}
     environment = {**os.environ, **named}
 

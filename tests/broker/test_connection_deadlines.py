@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from labkit import ChannelLost, Connection, LabkitError, Queue, State
-from labkit.lab.wire import Proxy, Stall
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, own_virtual_host
 from tests.view import until
 

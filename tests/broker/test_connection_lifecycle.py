@@ -23,7 +23,7 @@ from labkit import (
     State,
     Timeline,
 )
-from labkit.lab.wire import Proxy, Refuse, Stall
+from labkit.wire import Proxy, Refuse, Stall
 from tests.broker.connections import BRISK, SLACK, connected, our_threads, own_virtual_host
 from tests.view import until
 

@@ -19,7 +19,7 @@ from labkit import (
     Queue,
     State,
 )
-from labkit.lab.wire import Proxy, Refuse, Stall
+from labkit.wire import Proxy, Refuse, Stall
 from tests.broker.connections import (
     EAGER,
     SLACK,
@@ -29,7 +29,7 @@ from tests.broker.connections import (
     our_threads,
     own_virtual_host,
 )
-from tests.unit.still_pool import adds_up, in_threads
+from tests.unit.pool.still_pool import adds_up, in_threads
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -118,7 +118,8 @@ def survives(pool, *, intervals, work):
     leases = [pool.checkout() for _ in before]
     assert {lease.connection for lease in leases} == set(before)
     for lease in leases:
-        lease.connection.channel().declare(Queue("work"))
+        with lease.connection.channel() as channel:
+            channel.declare(Queue("work"))
         lease.checkin()
     stats = pool.get_stats()
     assert (stats.created, stats.lost, stats.idle) == (len(before), 0, len(before))
@@ -161,6 +162,17 @@ def test_borrower_whose_connection_is_cut_hears_why_and_the_next_one_has_a_new_o
             break_it()
         assert pool.execute(lambda channel: channel.declare(Queue("work"))).name == "work"
         pool.close()
+
+
+def test_a_connection_that_comes_back_dead_is_logged_with_what_ended_it(settings, pools, broker, caplog):
+    pool = pools(settings, max_size=1)
+    with pool.connection() as connection:
+        broker.close_connections("for maintenance", settings.virtual_host)
+        until(lambda: not connection.is_open)
+    with pool.connection() as connection:
+        assert connection.is_open
+    until(lambda: "Connection(failed) of a pool is dead and is replaced" in caplog.text)
+    assert "CONNECTION_FORCED - for maintenance" in caplog.text
 
 
 def test_lost_connection_advises_to_give_it_back_and_not_to_open_it(settings, pools):

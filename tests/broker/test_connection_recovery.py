@@ -24,10 +24,10 @@ from labkit import (
     Queue,
     State,
     Timeline,
+    brokers,
 )
-from labkit.lab import brokers
-from labkit.lab.wire import DropHeartbeats, Proxy, Refuse, Stall
 from labkit.retry import Backoff
+from labkit.wire import DropHeartbeats, Proxy, Refuse, Stall
 from tests.broker.connections import (
     BRISK,
     EAGER,
@@ -126,7 +126,7 @@ def test_a_stalled_upstream_is_noticed_by_the_broker_and_said(settings):
 
 
 def test_a_permanent_refusal_ends_recovery(settings):
-    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+    with through_a_proxy(settings, recovery=True, retry_refused=0) as (proxy, connection, timeline):
         object.__setattr__(connection.settings, "virtual_host", "no such")  # as if it had been deleted meanwhile
         proxy.cut()
         given_up = timeline.wait_for(ConnectionGivenUp, timeout=10)

@@ -15,11 +15,12 @@ from labkit import (
     Consumer,
     ConsumerCancelled,
     Exchange,
+    LeaseError,
     Publisher,
     Queue,
     State,
 )
-from labkit.lab.wire import Stall
+from labkit.wire import Stall
 from tests.broker.connections import SLACK, descriptors, our_threads, own_virtual_host, roles, through_a_proxy
 from tests.broker.publishing import drained
 from tests.view import until
@@ -333,3 +334,38 @@ def test_arguments_that_cannot_be_are_refused_before_any_io(settings, arguments)
     given = {"queue": "work", "handler": print, **arguments}
     with pytest.raises(ConfigurationError, match=next(iter(arguments))):
         Consumer(settings, given.pop("queue"), given.pop("handler"), **given)
+
+
+def test_an_ack_of_many_settles_what_came_before_it_and_a_stream_goes_on_after_it(settings):
+    seen = []
+    done = threading.Event()
+
+    def take(delivery):
+        seen.append(delivery)
+        if len(seen) == 6:
+            seen[3].ack(multiple=True)
+            done.set()
+
+    stream = Queue("s", arguments={"x-queue-type": "stream"})
+    with Connection(settings) as connection, connection.channel() as channel, Publisher(settings) as publisher:
+        channel.declare(stream)
+        channel.declare(Queue("q"))
+        for queue, arguments in (("q", None), (stream, {"x-stream-offset": "first"})):
+            name = getattr(queue, "name", queue)
+            for each in publisher.publish_many(map(str, range(6)), routing_key=name):
+                each.result(10)
+            seen.clear()
+            done.clear()
+            consumer = Consumer(settings, queue, take, arguments=arguments)
+            with consumer:
+                assert done.wait(10)
+                with pytest.raises(LeaseError, match="settled before"):
+                    seen[0].ack()
+            seen[:] = []
+            if name == "q":
+                assert [channel.get("q", auto_ack=True).body for _ in range(2)] == [b"4", b"5"]
+                assert channel.get("q") is None
+                continue
+            with consumer:
+                until(lambda: len(seen) >= 2)
+                assert [each.body for each in seen[:2]] == [b"4", b"5"]

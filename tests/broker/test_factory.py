@@ -22,8 +22,8 @@ from labkit import (
     TlsSettings,
     classify,
 )
-from labkit.bringup import resolve
-from labkit.lab.wire import LimitData, Proxy
+from labkit.connector.blocking import resolve
+from labkit.wire import LimitData, Proxy
 from tests.broker.connections import descriptors
 
 pytestmark = pytest.mark.broker

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pika
 import pytest
 
+from labkit.brokers import Broker
+from labkit.brokers.certificates import FLAWED, Flaw, LabCertificates
 from labkit.errors import ConfigurationError
 from labkit.lab import Lab
-from labkit.lab.brokers import Broker
-from labkit.lab.certificates import FLAWED, Flaw, LabCertificates
-from labkit.lab.wire import TlsTerminator
-from labkit.settings import BrokerSettings
-from labkit.tls import TlsSettings
+from labkit.settings.settings import BrokerSettings
+from labkit.settings.tls import TlsSettings
+from labkit.wire import TlsTerminator
 from tests.broker.backends import connect
 from tests.broker.tls import REFUSED, by_certificate, showing
 from tests.view import until

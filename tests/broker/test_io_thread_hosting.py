@@ -15,8 +15,8 @@ import pytest
 import trustme
 
 from labkit import ChannelLost, ConnectionLost, ConnectionRecovered, NotConnected, Queue, State, TlsSettings
-from labkit.io_thread import SHARED
-from labkit.lab.wire import Proxy, Stall
+from labkit.connection.io_thread import SHARED
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, our_threads, own_virtual_host, through_a_proxy
 from tests.view import until
 

@@ -11,6 +11,7 @@ import pika
 import pytest
 
 from labkit import (
+    AttemptFailed,
     AuthenticationFailed,
     ChannelLost,
     ConnectError,
@@ -27,9 +28,9 @@ from labkit import (
     Timeline,
     Unroutable,
 )
-from labkit.lab.wire import LimitData, Proxy, Refuse, Stall
 from labkit.retry import Backoff
-from tests.broker.connections import BRISK, EAGER, SLACK, descriptors, our_threads, own_virtual_host, settle
+from labkit.wire import LimitData, Proxy, Refuse, Stall
+from tests.broker.connections import BRISK, EAGER, SLACK, connected, descriptors, our_threads, own_virtual_host, settle
 from tests.broker.publishing import check_nothing_is_lost, drained
 from tests.view import until
 
@@ -344,20 +345,39 @@ def test_ensure_connection_that_comes_too_early_costs_nothing(settings):
         until(lambda: handler.bodies == {b"before", b"after"})
 
 
-def test_what_was_given_up_comes_back_when_somebody_needs_it(settings):
-    once = Backoff(initial=0.01, maximum=0.01, attempts=1)
+def test_consuming_comes_back_by_itself_after_its_attempts_and_publishing_when_somebody_publishes(settings):
+    once = Backoff(initial=0.01, maximum=0.1, attempts=1)
     with managing(settings, backoff=once) as (manager, proxy, timeline):
         handler = Handler()
         manager.consume("work", handler)
         with proxy.fault(Refuse()):
             proxy.cut()
-            timeline.wait_for(ConnectionGivenUp, timeout=10, count=2)
-            assert [each.state for each in manager.connections] == [State.FAILED, State.FAILED]
+            timeline.wait_for(ConnectionGivenUp, timeout=10)
+            timeline.wait_for(AttemptFailed, timeout=10, count=6)
+            assert manager.connections[0].state is State.FAILED
             with pytest.raises(ConnectError):
                 manager.publish("", "work", "x", deadline=0.5)
+        with connected(settings) as (other, _):  # nobody has asked this manager for anything
+            other.channel().publish("meanwhile", routing_key="work")
+        until(lambda: handler.bodies == {b"meanwhile"})
         manager.publish("", "work", "again").result()
-        assert [each.state for each in manager.connections] == [State.OPEN, State.FAILED]
+        until(lambda: handler.bodies == {b"meanwhile", b"again"})
+        assert [each.state for each in manager.connections] == [State.OPEN, State.OPEN]
+
+
+def test_a_manager_that_is_refused_for_too_long_comes_back_when_somebody_asks(settings):
+    with managing(settings, retry_refused=0.3) as (manager, proxy, timeline):
+        handler = Handler()
+        manager.consume("work", handler)
+        right = settings.virtual_host
+        for each in manager.connections:
+            object.__setattr__(each.settings, "virtual_host", "no such")  # as if it had been deleted meanwhile
+        proxy.cut()
+        timeline.wait_for(ConnectionGivenUp, timeout=10, count=2)
+        for each in manager.connections:
+            object.__setattr__(each.settings, "virtual_host", right)
         manager.ensure_connection()
+        manager.publish("", "work", "again").result()
         until(lambda: handler.bodies == {b"again"})
 
 
@@ -473,7 +493,7 @@ def test_the_log_says_what_was_lost_and_why(settings, caplog, broker):
         timeline.wait_for(ConnectionRecovered, timeout=20)
     text = caplog.text
     assert "publishing: open after 1 attempt" in text
-    assert "lost, it connects anew: ConnectionClosedByBroker: (320) CONNECTION_FORCED - upgrade at noon" in text
+    assert "lost, it reconnects: ConnectionClosedByBroker: (320) CONNECTION_FORCED - upgrade at noon" in text
     assert "publishing: open again after" in text
     assert "publishing: closed" in text
 

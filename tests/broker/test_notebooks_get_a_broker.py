@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from sample_notebook import code, numbered, printed, pytest_project, run_pytest, strict
 
-from labkit.lab import brokers
+from labkit import brokers
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-ASKS = "from labkit.lab import brokers\n\nbroker = brokers.find()\nprint(broker is not None and broker.is_running)"
+ASKS = "from labkit import brokers\n\nbroker = brokers.find()\nprint(broker is not None and broker.is_running)"
 
 
 def asking(*needs: str) -> object:

@@ -17,7 +17,7 @@ from pika.exceptions import (
     StreamLostError,
 )
 
-from labkit.lab.wire import Proxy
+from labkit.wire import Proxy
 
 pytestmark = pytest.mark.broker
 

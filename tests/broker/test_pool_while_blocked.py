@@ -4,11 +4,10 @@ import time
 
 import pytest
 
-from labkit import ChannelPool, ConnectionPool, DeadlineExceeded, OutcomeUnknown, PoolTimeout, Queue
-from labkit.lab import brokers
+from labkit import ChannelPool, ConnectionPool, DeadlineExceeded, OutcomeUnknown, PoolTimeout, Queue, brokers
 from tests.broker.connections import SLACK, nothing_left_behind
 from tests.broker.connections import channels as channel_count
-from tests.unit.still_pool import adds_up
+from tests.unit.pool.still_pool import adds_up
 from tests.view import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -17,8 +17,8 @@ from labkit import (
     Publisher,
     Queue,
     Timeline,
+    brokers,
 )
-from labkit.lab import brokers
 from tests.broker.connections import SLACK, connected
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
 from tests.broker.test_connection_deadlines import connection_at_work, every_call_of_the_connection_ends

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from labkit import ConnectionManager, Consumer, LabkitError, Outcome, Publisher, Queue
-from labkit.lab.wire import Proxy, Stall
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, own_virtual_host
 from tests.broker.test_connection_deadlines import ANSWERS, FAULTS
 from tests.view import until

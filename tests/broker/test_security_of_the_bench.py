@@ -10,6 +10,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -21,12 +22,14 @@ from labkit import (
     Publisher,
     Queue,
     SyncConnection,
+    brokers,
 )
+from labkit.brokers import zero
+from labkit.brokers.certificates import LabCertificates
+from labkit.brokers.credentials import new_password
+from labkit.brokers.state import STATE_FILE, StateFile
 from labkit.lab import Lab
-from labkit.lab.brokers.credentials import new_password
-from labkit.lab.brokers.state import STATE_FILE, StateFile
-from labkit.lab.certificates import LabCertificates
-from labkit.lab.wire import Proxy, TlsTerminator
+from labkit.wire import Proxy, TlsTerminator
 from tests.broker.connections import own_virtual_host
 from tests.view import until
 
@@ -113,40 +116,62 @@ def dialling_from(address):
         yield
 
 
+def test_only_the_drawn_user_exists_and_nobody_can_log_in_as_guest(broker, record):
+    """A well-known password on a loopback port would make every user of this machine an administrator."""
+    assert broker.users() == [record.username]
+    guest = {"username": "guest", "password": "guest"}
+    with pytest.raises(AuthenticationFailed):
+        SyncConnection(broker.settings().replace(**guest)).open()
+    answer = httpx.get(f"{broker.management_url}/api/whoami", auth=tuple(guest.values()), trust_env=False)
+    assert answer.status_code == 401
+
+
+def test_a_broker_brought_back_to_zero_still_has_no_guest():
+    with brokers.own() as private:
+        private.add_user("forgotten")
+        zero.reset(private, lambda _: None)
+        assert private.users() == [private.settings().username]
+
+
+@pytest.fixture(scope="module")
+def guested():
+    """A private node with the guest of an ordinary installation: users are global, so not on the shared one."""
+    with brokers.own() as private:
+        private.ctl("add_user", "guest", "guest")
+        private.grant("guest", "/")
+        yield private
+
+
 def version_info(broker):
     return tuple(int(part) for part in re.findall(r"\d+", broker.version)[:3])
 
 
-@pytest.fixture
-def refuses_guest(record):
-    if record.backend == "compose":
-        pytest.skip("the official image lets guest in from everywhere; its ports are published on loopback only")
-
-
 @on_linux  # where any address of the machine reaches its loopback address
-def test_guest_is_refused_from_another_address_of_this_machine_and_the_benchs_user_is_not(broker, refuses_guest):
+def test_guest_is_refused_from_another_address_of_this_machine_and_the_benchs_user_is_not(guested):
     known = [each.address for card in psutil.net_if_addrs().values() for each in card if each.family == socket.AF_INET]
     others = [address for address in known if not address.startswith("127.")]
-    if version_info(broker) < (4, 3, 6):
+    if guested.backend == "compose":
+        pytest.skip("its ports are published: the broker sees every client at the engine's own address")
+    if version_info(guested) < (4, 3, 6):
         pytest.skip("3.10.8 and 4.0.5 look at their own address, where they were reached: 127.0.0.1 here")
     if not others:
         pytest.skip("this machine has a loopback address only")
-    bench = broker.settings()
+    bench = guested.settings()
     guest = bench.replace(username="guest", password="guest")
     SyncConnection(guest).open().close()
     with dialling_from(others[0]):
         SyncConnection(bench).open().close()
         with pytest.raises(AuthenticationFailed):
             SyncConnection(guest).open()
-    until(lambda: "user 'guest' can only connect via localhost" in broker.logs(2000))
+    until(lambda: "user 'guest' can only connect via localhost" in guested.logs(2000))
 
 
-def test_guest_is_refused_from_any_address_but_loopback(broker, record, refuses_guest):
+def test_guest_is_refused_from_any_address_but_loopback(guested):
     """Asked of the broker's own rule: also where a login from another address cannot be made or is not refused."""
     ask = 'rabbit_access_control:check_user_loopback(<<"{user}">>, {{{address}}}).'
     told = {
-        (user, address): broker.ctl("eval", ask.format(user=user, address=address)).strip()
-        for user, address in (("guest", "127,0,0,1"), ("guest", "192,0,2,1"), (record.username, "192,0,2,1"))
+        (user, address): guested.ctl("eval", ask.format(user=user, address=address)).strip()
+        for user, address in (("guest", "127,0,0,1"), ("guest", "192,0,2,1"), ("lab", "192,0,2,1"))
     }
     assert list(told.values()) == ["ok", "not_allowed", "ok"]
 

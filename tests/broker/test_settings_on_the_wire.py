@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from labkit import BrokerSettings, ConnectionFactory
-from labkit.settings import CAPABILITIES
+from labkit.settings.settings import CAPABILITIES
 
 pytestmark = pytest.mark.broker
 

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import select
 import socket
 import threading
@@ -290,7 +291,7 @@ def test_callback_that_acknowledges_by_itself_is_told_why_it_failed(connection):
 
 def test_deleted_queue_ends_consume_with_an_error(connection, timeline):
     fill(connection, 1)
-    with pytest.raises(ChannelLost, match="cancelled") as caught:
+    with pytest.raises(ChannelLost, match="cancelled the consumer: queue 'q' was deleted") as caught:
         connection.consume("q", lambda channel, *_: channel.queue_delete("q"), timeout=20)
     assert isinstance(caught.value.__cause__, px.ConsumerCancelled)
     assert "ConsumerCancelled" in timeline.names()
@@ -443,3 +444,16 @@ def test_close_is_bounded_when_the_broker_does_not_answer(settings, monkeypatch)
     connection.close(timeout=0.5)
     assert time.monotonic() - begun < 2.5
     assert repr(connection) == "SyncConnection(closed)"
+
+
+def test_a_call_that_an_interrupt_abandoned_does_not_end_the_next_link_when_it_is_collected(connection):
+    """An interrupt between a call's mark and its block leaves a generator, and its exception's traceback keeps it."""
+    abandoned = connection._link.call("abandoned")
+    abandoned.__enter__()
+    with pytest.raises(NotConnected, match="interrupted"):
+        connection.publish("q", "1")
+    connection.open()
+    del abandoned
+    gc.collect()
+    connection.publish("q", "2")
+    assert connection.is_open

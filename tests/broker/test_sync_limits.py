@@ -132,7 +132,7 @@ def test_five_megabytes_and_a_name_in_chinese_come_back(settings):
 
 
 def test_publish_keeps_its_deadline_when_a_channel_must_be_opened_first(settings):
-    from labkit.lab.wire import Proxy, Stall
+    from labkit.wire import Proxy, Stall
 
     with Proxy(settings) as proxy:
         connection = SyncConnection(proxy.settings()).open()
@@ -185,3 +185,13 @@ def test_interrupt_inside_pika_drops_the_link_and_says_so(settings):
             connection.publish("q", "x")
         connection.open()
         connection.publish("q", "x")
+
+
+def test_a_connection_without_a_free_channel_number_says_so_and_goes_on(settings):
+    with SyncConnection(settings.replace(channel_max=1), declare=False) as connection:
+        connection.channel.queue_declare("q")
+        with pytest.raises(ChannelLost, match="NoFreeChannels"):
+            connection._link.channel(prefetch=1)
+        assert connection.is_open
+        connection.publish("q", "still here")
+    assert waiting(settings) == ["still here"]

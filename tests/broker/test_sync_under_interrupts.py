@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from labkit.lab.home import project
+from labkit.brokers.home import project
 
 pytestmark = [
     pytest.mark.broker,

@@ -33,14 +33,14 @@ from labkit import (
     SyncConnection,
     TlsRequired,
     TlsSettings,
+    brokers,
     classify,
 )
+from labkit.brokers.certificates import ELSEWHERE, LabCertificates
+from labkit.connector.tls_session import tls_session
 from labkit.errors import Kind
-from labkit.lab import brokers
-from labkit.lab.certificates import ELSEWHERE, LabCertificates
-from labkit.lab.wire import Proxy, Refuse, TlsTerminator
-from labkit.tls_session import tls_session
 from labkit.verdicts import root_cause
+from labkit.wire import Proxy, Refuse, TlsTerminator
 from tests.broker.connections import BRISK, connected, own_virtual_host, through_a_proxy
 from tests.broker.test_adapters import ADAPTERS, THREAD_SAFE, ends, events, on_every_adapter
 from tests.broker.tls import handshake, showing
@@ -149,7 +149,7 @@ def test_what_was_agreed_is_modern_and_says_how_long_the_certificate_holds(secur
     ["blocking", pytest.param("thread_safe", marks=pytest.mark.skipif(not THREAD_SAFE, reason="came with Pika 1.5"))],
 )
 def test_a_certificate_that_ends_soon_is_warned_of(secure, monkeypatch, caplog, adapter):
-    monkeypatch.setattr("labkit.certificates.WARN_BEFORE", 10_000.0)
+    monkeypatch.setattr("labkit.settings.certificates.WARN_BEFORE", 10_000.0)
     connection = getattr(ConnectionFactory(secure), adapter)()
     connection.close()
     if adapter == "thread_safe":
@@ -165,10 +165,12 @@ def test_a_plain_connection_has_no_tls_session(plain):
 # -- every way in ------------------------------------------------------------------------------------------------------
 
 
-def test_every_adapter_opens_by_tls_and_shows_what_was_agreed(secure):
+def test_every_adapter_opens_by_tls_as_the_broker_sees_it(secure, view):
     with on_every_adapter(secure) as trials:
         for trial in trials:
             trial.wait_for("echoed")
+        agreed = {each["user_provided_name"]: each["ssl"] for each in view.connections(secure.virtual_host)}
+        assert agreed == {f"on-{each}": True for each in ADAPTERS}
 
 
 @pytest.mark.parametrize("wrong", ["authority", "plain"])

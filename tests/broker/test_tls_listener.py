@@ -16,16 +16,16 @@ from labkit import (
     Delivery,
     Publisher,
     SyncConnection,
+    brokers,
 )
+from labkit.brokers import Broker
+from labkit.brokers.certificates import LabCertificates
+from labkit.brokers.credentials import new_password
+from labkit.brokers.remote import RemoteBroker
+from labkit.brokers.state import StateFile
 from labkit.errors import BrokerError
-from labkit.lab import brokers
-from labkit.lab.brokers import Broker
-from labkit.lab.brokers.credentials import new_password
-from labkit.lab.brokers.remote import RemoteBroker
-from labkit.lab.brokers.state import StateFile
-from labkit.lab.certificates import LabCertificates
-from labkit.settings import BrokerSettings
-from labkit.tls import TlsSettings
+from labkit.settings.settings import BrokerSettings
+from labkit.settings.tls import TlsSettings
 from tests.broker.backends import BACKENDS, connect, pins_of
 from tests.broker.publishing import drained
 from tests.broker.tls import REFUSED, by_certificate, handshake, serial_shown, showing

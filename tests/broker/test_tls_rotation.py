@@ -3,8 +3,8 @@
 import pytest
 
 from labkit import ConnectionClosed, ConnectionLost, ConnectionRecovered, Outcome, Publisher, Queue
-from labkit.lab.brokers import Broker
-from labkit.settings import BrokerSettings
+from labkit.brokers import Broker
+from labkit.settings.settings import BrokerSettings
 from tests.broker.connections import connected
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing_steadily
 from tests.broker.tls import serial_shown, serials_in_use

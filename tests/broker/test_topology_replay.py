@@ -5,6 +5,8 @@ import time
 import pika
 import pytest
 
+import labkit.connection.channel
+import labkit.connection.lifecycle
 from labkit import (
     Binding,
     ChannelLost,
@@ -13,12 +15,14 @@ from labkit import (
     Consumer,
     DeclarationRefused,
     Exchange,
+    Outcome,
     Publisher,
     Queue,
     QueueRenamed,
 )
 from tests.broker.connections import own_virtual_host, through_a_proxy
 from tests.broker.topology import consumers, definitions, whole_topology
+from tests.lockstep import in_lockstep
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -103,8 +107,8 @@ def test_a_queue_that_is_locked_for_a_while_comes_back(settings):
         holder.close()
         channel = connection.channel()
         until(lambda: can_declare(connection, Queue("mine", exclusive=True)), 10)
-        with Publisher(connection) as publisher:
-            until(lambda: publisher.publish("x", exchange="orders", routing_key="a").wait(5), 10)
+        with Publisher(connection) as publisher:  # its binding comes back a moment after the queue
+            until(lambda: is_routed(publisher.publish("x", exchange="orders", routing_key="a")), 10)
         until(lambda: connection.channel().declare(Queue("mine"), passive=True).messages >= 1, 10)
         channel.delete(Exchange("orders"))
 
@@ -129,6 +133,11 @@ def test_an_exchange_that_the_late_end_of_the_old_link_deletes_comes_back_whole(
         until(lambda: definitions(view, settings) == before, 10)
         assert "DeclarationRefused" not in timeline.names()
         connection.channel().delete(Exchange("first"))
+
+
+def is_routed(confirmation):
+    assert confirmation.wait(5)
+    return confirmation.outcome is Outcome.CONFIRMED
 
 
 def can_declare(connection, queue):
@@ -219,6 +228,20 @@ def test_a_message_that_goes_again_finds_its_queue_there(settings):
             cut(proxy, timeline)
             publisher.flush(timeout=20)
             assert {each.error for each in sent} == {None}
+
+
+def test_what_two_threads_declare_first_at_the_same_moment_comes_back_once(settings, view):
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
+        channels = [connection.channel() for _ in range(2)]
+        before = definitions(view, settings)
+        in_lockstep(
+            lambda: channels.pop().declare(Queue(exclusive=True)),
+            labkit.connection.channel,
+            labkit.connection.lifecycle,
+        )
+        for _ in range(2):
+            cut(proxy, timeline)
+            assert len(definitions(view, settings)) == len(before) + 2 * 2  # a queue and its binding to the default
 
 
 def test_a_plain_connection_declares_nothing_by_itself(settings):

@@ -21,7 +21,7 @@ from labkit import (
     State,
     Unroutable,
 )
-from labkit.lab.wire import Latency, LimitData, Proxy, Refuse, Stall
+from labkit.wire import Latency, LimitData, Proxy, Refuse, Stall
 from tests.broker.connections import EAGER, SLACK, connected, own_virtual_host, through_a_proxy
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
 from tests.broker.test_topology_replay import cut, exists

@@ -11,6 +11,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPHeartbeatTimeout,
+    ChannelClosedByBroker,
     ConnectionClosed,
     ConnectionWrongStateError,
     IncompatibleProtocolError,
@@ -20,7 +21,7 @@ from pika.exceptions import (
 )
 
 from labkit.errors import ConfigurationError
-from labkit.lab.wire import (
+from labkit.wire import (
     Bandwidth,
     DropHeartbeats,
     Latency,
@@ -119,6 +120,34 @@ def test_a_cut_leaves_other_links_and_new_ones_alone(proxy, connect):
     connect().channel()
     assert proxy.links == (2, 3)
     assert proxy.cut(link=1) == 0
+
+
+def test_after_a_late_cut_the_broker_believes_in_the_link_for_a_while(proxy, connect, direct):
+    def code():
+        with pytest.raises(ChannelClosedByBroker) as caught:
+            direct.channel().queue_declare("mine", passive=True)
+        return caught.value.reply_code
+
+    connection = connect()
+    connection.channel().queue_declare("mine", exclusive=True)
+    started = time.monotonic()
+    assert proxy.cut(late=0.5) == 1
+    with pytest.raises(StreamLostError):
+        talk(connection)
+    assert time.monotonic() - started < 0.5
+    while code() == 405:  # locked: the queue of a connection that is there
+        assert time.monotonic() - started < 0.5 + SLACK
+        time.sleep(0.01)
+    assert code() == 404
+    assert time.monotonic() - started > 0.45
+
+
+@pytest.mark.parametrize("late", [-1, "1", None, float("nan")])
+def test_a_cut_that_cannot_be_cuts_nothing(proxy, connect, late):
+    connection = connect()
+    with pytest.raises(ConfigurationError, match="late"):
+        proxy.cut(late=late)
+    connection.channel()
 
 
 def test_reset_peer_hits_open_links_at_once_and_new_ones_as_they_come(proxy, connect):

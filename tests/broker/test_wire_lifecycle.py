@@ -21,8 +21,8 @@ from pika.exceptions import AMQPConnectionError, AMQPError
 
 from labkit.errors import ConfigurationError, ConnectError, LabkitError, classify
 from labkit.factory import ConnectionFactory
-from labkit.lab.wire import LimitData, Proxy, ResetPeer, Stall
-from labkit.settings import BrokerSettings, TlsSettings
+from labkit.settings.settings import BrokerSettings, TlsSettings
+from labkit.wire import LimitData, Proxy, ResetPeer, Stall
 
 pytestmark = pytest.mark.broker
 
@@ -175,8 +175,8 @@ def test_a_fork_closes_the_childs_copy_and_leaves_the_parents_alone(settings, tm
         import os, sys, time, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
         import pika
-        from labkit.lab.wire import Proxy
-        from labkit.settings import BrokerSettings
+        from labkit.wire import Proxy
+        from labkit.settings.settings import BrokerSettings
 
         proxy = Proxy(BrokerSettings.from_url(sys.stdin.read())).open()
         connection = pika.BlockingConnection(proxy.settings().to_pika())
@@ -213,8 +213,8 @@ def test_a_fork_closes_the_childs_copy_and_leaves_the_parents_alone(settings, tm
 def test_an_exit_without_close_is_silent_and_quick(settings):
     program = textwrap.dedent("""
         import socket, sys
-        from labkit.lab.wire import Proxy
-        from labkit.settings import BrokerSettings
+        from labkit.wire import Proxy
+        from labkit.settings.settings import BrokerSettings
 
         proxy = Proxy(BrokerSettings(host=sys.argv[1], port=int(sys.argv[2]))).open()
         client = socket.create_connection((proxy.settings().host, proxy.settings().port), 5)

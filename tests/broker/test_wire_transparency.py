@@ -7,7 +7,7 @@ import socket
 import pika
 import pytest
 
-from labkit.lab.wire import Proxy
+from labkit.wire import Proxy
 
 pytestmark = pytest.mark.broker
 

@@ -12,8 +12,8 @@ from cryptography import x509
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.credentials import ExternalCredentials
 
-from labkit.lab.certificates import Pair
-from labkit.settings import BrokerSettings
+from labkit.brokers.certificates import Pair
+from labkit.settings.settings import BrokerSettings
 
 # Whatever a broker or Pika makes of a refusal: which one it is depends on the TLS version and on who is faster.
 REFUSED = (ssl.SSLError, OSError, pika.exceptions.AMQPError, AMQPConnectorException)

@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from labkit.lab.brokers import Broker
+from labkit.brokers import Broker
 from labkit.lab.copies import LANDING
 from labkit.lab.notebook_file import write
 from labkit.lab.server import NotebookServer
@@ -87,6 +87,16 @@ class NotebookPage:
             assert time.monotonic() < deadline, f"{waiting.count()} cells have not run after {RUN_TIMEOUT:.0f} s"
             self.page.wait_for_timeout(200)
 
+    def choose_theme(self, name: str) -> None:
+        """Choose a theme from the menu, and wait until it is there."""
+        dark = name.endswith("Dark")
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        menu = self.page.locator(".lm-Menu-item")
+        menu.filter(has_text=re.compile(r"^Theme\b")).first.hover()
+        menu.filter(has_text=re.compile(rf"^{name}\s*$")).first.click()
+        chosen = f'body[data-jp-theme-light="{"false" if dark else "true"}"]'
+        self.page.locator(chosen).wait_for(state="attached", timeout=TIMEOUT)
+
     def choose(self, question: str, choice: str) -> None:
         """Click a choice of a question, as a learner does."""
         view = self.notebook.locator(".jp-OutputArea-output", has_text=question).first
@@ -137,19 +147,29 @@ class NotebookPage:
 
 
 @contextlib.contextmanager
-def page_of(server: NotebookServer, name: str, *, size: tuple[int, int] = (1280, 1000)) -> Iterator[NotebookPage]:
-    """A page that shows one of the server's notebooks, its kernel ready; the kernel ends with it."""
+def browser_page(
+    server: NotebookServer, name: str, *, size: tuple[int, int] = (1280, 1000), errors: list[str] | None = None
+) -> Iterator[Page]:
+    """A browser that shows one of the server's files; *errors* gets what its console calls an error."""
+    noted = [] if errors is None else errors
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS, env={**os.environ})
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        errors: list[str] = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: noted.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: noted.append(str(error)))
         page.goto(server.address.replace(f"{LANDING}?", f"{name}?reset&"))
+        try:
+            yield page
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def page_of(server: NotebookServer, name: str, *, size: tuple[int, int] = (1280, 1000)) -> Iterator[NotebookPage]:
+    """A page that shows one of the server's notebooks, its kernel ready; the kernel ends with it."""
+    errors: list[str] = []
+    with browser_page(server, name, size=size, errors=errors) as page:
         notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         notebook.locator(".jp-Cell").first.wait_for(timeout=TIMEOUT)
         expect(page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
-        try:
-            yield NotebookPage(page, notebook, errors)
-        finally:
-            browser.close()
+        yield NotebookPage(page, notebook, errors)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from labkit.lab.brokers import Broker
+from labkit.brokers import Broker
+from labkit.direct.sync import SyncConnection
 from labkit.lab.checks import Exercises, Verdict, find_exercise, judge
 from labkit.lab.exercises.notebook_00 import PLANTED, VIRTUAL_HOST
-from labkit.settings import BrokerSettings
-from labkit.sync import SyncConnection
+from labkit.settings.settings import BrokerSettings
 
 pytestmark = pytest.mark.broker
 

@@ -11,7 +11,7 @@ from pamqp import base, commands, frame, header
 from labkit.lab import Lab
 from labkit.lab.checks import find_exercise, judge
 from labkit.lab.exercises.notebook_01 import recorded_cards
-from labkit.lab.wire import FrameReader
+from labkit.wire import FrameReader
 
 pytestmark = pytest.mark.broker
 

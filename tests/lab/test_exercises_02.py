@@ -11,7 +11,7 @@ import pytest
 
 from labkit.lab.checks import Exercises
 from labkit.lab.exercises.notebook_02 import LOGINS, WANTED
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
 
 UrlFor = Callable[[str, str, str, str, int], Any]
 

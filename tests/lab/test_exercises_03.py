@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from labkit.brokers import Broker
+from labkit.direct.sync import SyncConnection
 from labkit.errors import ChannelLost
-from labkit.lab.brokers import Broker
 from labkit.lab.checks import Verdict, find_exercise, judge
 from labkit.lab.exercises import notebook_03
-from labkit.settings import BrokerSettings
-from labkit.sync import SyncConnection
+from labkit.settings.settings import BrokerSettings
 
 pytestmark = pytest.mark.broker
 

@@ -7,11 +7,11 @@ import pika
 import pytest
 from pika.adapters.asyncio_connection import AsyncioConnection
 
+from labkit.brokers import Broker
+from labkit.direct.sync import SyncConnection
 from labkit.errors import ChannelLost, LabkitError
-from labkit.lab.brokers import Broker
 from labkit.lab.checks import Verdict, find_exercise, judge
 from labkit.lab.exercises import notebook_04
-from labkit.sync import SyncConnection
 
 pytestmark = pytest.mark.broker
 

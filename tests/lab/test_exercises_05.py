@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from labkit import classify
-from labkit.lab.brokers import Broker
+from labkit.brokers import Broker
 from labkit.lab.checks import Verdict, find_exercise, judge
 from labkit.lab.exercises import notebook_05
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 
 from labkit import Backoff, Connection, State, Timeline, events
+from labkit.brokers import Broker
 from labkit.events import AttemptFailed, ConnectionRecovered
-from labkit.lab.brokers import Broker
 from labkit.lab.checks import Verdict, find_exercise, judge
 from labkit.lab.exercises.notebook_06 import BELL, ORDER, STATUS
-from labkit.lab.wire import Proxy, Refuse
-from labkit.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings
+from labkit.wire import Proxy, Refuse
 
 PATIENCE = 30.0  # seconds; each wait takes a fraction of one
 RIGHT = list(ORDER)

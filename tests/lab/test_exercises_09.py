@@ -19,7 +19,7 @@ from labkit import (
     State,
 )
 from labkit.lab.checks import Verdict, find_exercise, judge
-from labkit.lab.trials import EIGHT, run_trials
+from labkit.trials import EIGHT, run_trials
 
 
 def judged(name: str, answer: object) -> Verdict:
@@ -275,14 +275,14 @@ class Hidden(Right):
         (GivesUpAtOnce, 1, "at once. connect_deadline leaves 8 s"),
         (GoesInWithoutALink, 1, "'with' went in"),
         (ReturnsNothing, 1, "return self"),
-        (Stub, 2, "the line was cut in the middle of a publish, and publish() raised"),
+        (Stub, 2, "the link was cut in the middle of a publish, and publish() raised"),
         (AConnectionForEach, 2, "a connection for each order"),
         (WithoutConfirms, 2, "wait for the confirm"),
         (Greedy, 3, "Set a prefetch"),
         (ForgetsTheFuture, 5, "a missing exchange returned as if the order were safe"),
         (NotMandatory, 5, "a queue that is missing returned as if the order were safe"),
         (Stub, 6, "(320), and publish() raised"),
-        (OneConnection, 7, "10 of 30 orders were handled. Which link do acks take?"),
+        (OneConnection, 7, "10 of 30 orders were handled. Which link do acknowledgements take?"),
     ],
 )
 def test_a_manager_that_does_not_survive_hears_what_to_change(broker, answer, number, hint):
@@ -297,7 +297,7 @@ def test_a_manager_that_does_not_survive_hears_what_to_change(broker, answer, nu
     ("answer", "number", "hint"),
     [
         (ConsumesOnAChannel, 3, "Who consumes on the new link?"),
-        (Stub, 4, "the line was silent for three heartbeats, and publish() raised"),
+        (Stub, 4, "the link was silent for three heartbeats, and publish() raised"),
         (ConsumesOnAChannel, 8, "The broker has cancelled the consumer"),
     ],
 )

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -127,13 +126,56 @@ def test_an_error_is_shown_in_the_panel(page):
 
 
 def test_the_conversation_is_drawn_with_its_title(page):
-    # JupyterLab shows an SVG as an image: what is in it is asserted where it is made, here that it is drawn.
-    picture = page.notebook.locator(".jp-RenderedSVG img")
+    picture = conversation_of(page)
     picture.scroll_into_view_if_needed(timeout=TIMEOUT)
-    source = unquote(picture.get_attribute("src"))
-    assert "<title>Conversation of a client and a broker" in source
-    assert [name for name in FRAMES if f">{name}</text>" not in source] == []
-    width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    assert (width > 0, height > 0) == (True, True)
+    texts = picture.locator("text").all_text_contents()
+    assert texts[0].startswith("Conversation of a client and a broker")
+    assert [name for name in FRAMES if name not in texts] == []
     assert picture.bounding_box()["width"] > 400
     picture.screenshot(path=PICTURES / "conversation.png")
+
+
+def test_pictures_follow_the_theme_of_jupyterlab(page):
+    dark_text = "rgb(230, 230, 230)"
+    title, panel_title = conversation_of(page).locator("text").first, link_of(page).locator("text").first
+    assert filled(title) == filled(panel_title) == "rgb(34, 34, 34)"
+    page.choose_theme("JupyterLab Dark")
+    assert filled(title) == filled(panel_title) == dark_text
+    # No slab: behind the picture is the page.
+    paper = (
+        'picture => [...picture.querySelectorAll("rect")].some(r => r.getBBox().width >= picture.viewBox.baseVal.width)'
+    )
+    assert not conversation_of(page).evaluate(paper)
+    conversation_of(page).scroll_into_view_if_needed(timeout=TIMEOUT)
+    page.screenshot(PICTURES / "conversation-dark.png")
+
+
+def test_the_link_is_drawn_broken_where_it_is(page):
+    title = link_of(page).locator("text").first
+    expect(title).to_have_text("Nothing is broken on the link", timeout=TIMEOUT)
+    page.notebook.get_by_role("button", name="upstream", exact=True).click(timeout=TIMEOUT)
+    click(page, "Stall")
+    expect(title).to_have_text("The link is broken upstream only", timeout=TIMEOUT)
+    expect(link_of(page).get_by_text("Stall", exact=True)).to_have_count(1)
+    # On is a warning, not a shade of off.
+    on, off = (page.notebook.get_by_role("button", name=name, exact=True) for name in ("Stall", "Refuse"))
+    assert on.evaluate("b => getComputedStyle(b).backgroundColor") != off.evaluate(
+        "b => getComputedStyle(b).backgroundColor"
+    )
+    panel_of(page).screenshot(path=PICTURES / "fault-panel-on.png")
+
+
+def conversation_of(page: NotebookPage) -> Locator:
+    return page.notebook.locator("svg", has_text="Conversation of a client and a broker")
+
+
+def link_of(page: NotebookPage) -> Locator:
+    return (
+        panel_of(page)
+        .locator("svg", has_text="on the link")
+        .or_(panel_of(page).locator("svg", has_text="The link is broken"))
+    )
+
+
+def filled(text: Locator) -> str:
+    return text.evaluate("text => getComputedStyle(text).fill")

@@ -62,7 +62,23 @@ def test_a_click_on_a_prediction_is_what_the_next_cell_compares_with(server):
 
 
 def test_the_table_of_notebooks_leads_to_each_of_them(server):
-    with jupyter_page.page_of(server, LANDING) as page:
-        page.screenshot(PICTURES / "table-of-notebooks.png")
+    with jupyter_page.browser_page(server, LANDING) as page:
+        shown = page.locator(".jp-MarkdownViewer")
+        shown.locator("table").first.wait_for()
+        page.screenshot(path=PICTURES / "landing.png")
         for notebook in NOTEBOOKS:
-            assert page.page.locator(f'a[href*="{notebook.name}"]').count()
+            assert shown.locator(f'a[href*="{notebook.name}"]').count()
+        assert shown.locator("img").evaluate("picture => picture.naturalWidth") > 0
+        # Nothing of it can be changed, so it is never unsaved; and no kernel was started for it.
+        assert page.locator(".jp-mod-dirty").count() == 0
+        assert page.locator(".jp-NotebookPanel").count() == 0
+
+
+def test_a_click_on_a_collapsed_recall_cell_shows_no_answer(server):
+    with jupyter_page.page_of(server, "02-turn-every-parameter.ipynb") as page:
+        cell = page.notebook.locator(".jp-CodeCell").nth(1)
+        cell.locator(".jp-InputCollapser, .jp-Placeholder").first.click()
+        page.page.wait_for_timeout(500)
+        text = cell.inner_text()
+        assert "lab.recall" in text
+        assert "something listens there" not in text

@@ -1,6 +1,9 @@
 """`labkit lab` as a process: it serves the learner's copies and takes everything along when it ends."""
 
+import asyncio
 import contextlib
+import json
+import os
 import re
 import signal
 import socket
@@ -12,13 +15,15 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
 
 from labkit.lab.server import NotebookServer, ServerError
 from tests.view import until
 
 ROOT = Path(__file__).parents[2]
 START = 90.0  # seconds
-ADDRESS = re.compile(r"JupyterLab: (http://127\.0\.0\.1:\d+)/lab/tree/README\.ipynb\?token=(\w+)")
+ADDRESS = re.compile(r"JupyterLab: (http://127\.0\.0\.1:\d+)/lab/tree/README\.md\?token=(\w+)")
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -58,7 +63,7 @@ def test_ending_it_leaves_no_process_behind(lab_command, number):
         kernel = client.post("/api/kernels", json={}, timeout=30).raise_for_status().json()
         assert kernel["id"]
         contents = client.get("/api/contents/").raise_for_status().json()["content"]
-    assert "README.ipynb" in {entry["name"] for entry in contents}
+    assert "README.md" in {entry["name"] for entry in contents}
     family = psutil.Process(lab_command.pid).children(recursive=True)
     assert len(family) >= 2  # the server and the kernel
     lab_command.send_signal(number)
@@ -84,6 +89,35 @@ def test_it_listens_on_loopback_only_and_asks_for_a_token(lab_command):
         return addresses if len(addresses) > 1 else None
 
     assert set.union(*until(listeners)) == {"127.0.0.1"}
+
+
+async def in_a_terminal(server: NotebookServer, command: str, done: Path) -> None:
+    """Give *command* to a terminal of JupyterLab's, which is a WebSocket on the wire."""
+    url = httpx.URL(server.address)
+    token, base = url.params["token"], f"//127.0.0.1:{url.port}"
+    headers = {"Authorization": f"token {token}"}
+    async with httpx.AsyncClient(trust_env=False, headers=headers, timeout=30) as client:
+        name = (await client.post(f"http:{base}/api/terminals", json={})).raise_for_status().json()["name"]
+    request = HTTPRequest(f"ws:{base}/terminals/websocket/{name}", headers=headers)
+    socket = await websocket_connect(request)
+    await socket.write_message(json.dumps(["stdin", f"{command}\r"]))
+    while not done.exists():  # its prompt, the command's echo, what the command prints
+        await asyncio.wait_for(socket.read_message(), 30)
+    socket.close()
+
+
+def test_the_terminal_of_jupyterlab_finds_labkit(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("PATH", os.defpath)  # nobody has activated the virtual environment
+    server = NotebookServer(tmp_path / "work", tmp_path)
+    server.start()
+    try:
+        said, done = tmp_path / "said.txt", tmp_path / "done.txt"
+        command = f"labkit --help >{said} 2>&1; mv {said} {done}; echo ended"
+        asyncio.run(in_a_terminal(server, command, done))
+    finally:
+        server.stop()
+    assert "A lab bench for RabbitMQ connections" in done.read_text()
 
 
 def test_a_port_taken_since_it_was_chosen_is_replaced(tmp_path):

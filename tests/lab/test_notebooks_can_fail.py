@@ -73,7 +73,7 @@ def test_a_broken_function_and_a_weakened_check_each_turn_their_cell_red(tmp_pat
     copy_of_labkit(
         tmp_path,
         # The password is not masked any more: the cell that prints a URL shows it.
-        ("labkit/settings.py", "password=MASK if mask else", "password="),
+        ("labkit/settings/settings.py", "password=MASK if mask else", "password="),
         # The stub has eleven mistakes, and this check overlooks them.
         ("labkit/lab/exercises/notebook_02.py", "    if wrong:\n", "    if wrong and len(wrong) < 3:\n"),
     )

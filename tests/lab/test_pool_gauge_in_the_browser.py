@@ -61,7 +61,7 @@ def says(page: NotebookPage, text: str) -> None:
 def draws(page: NotebookPage, *, in_use: int, idle: int, waiting: int) -> None:
     """The picture has so many marks of each shape, in all its rows."""
     picture = gauge_of(page).locator("svg")
-    expect(picture.locator("rect[stroke][fill^='#']")).to_have_count(in_use, timeout=TIMEOUT)
+    expect(picture.locator("rect[stroke][fill^='var']")).to_have_count(in_use, timeout=TIMEOUT)
     expect(picture.locator("rect[stroke][fill='none']")).to_have_count(idle, timeout=TIMEOUT)
     expect(picture.locator("circle[r='6']")).to_have_count(waiting, timeout=TIMEOUT)
 

@@ -40,7 +40,7 @@ def test_a_notebook_that_runs_is_ok_and_becomes_a_page(tmp_path: Path, console: 
     assert report.exit_code == 0
     assert [(result.name, result.cells, result.ok) for result in report.runs] == [("90-cut-a-link", 8, True)]
     page = (project / ".lab" / "html" / "90-cut-a-link.html").read_text()
-    assert "PASS: twice four is eight" in page
+    assert "<strong>PASS:</strong> twice four is eight" in page
     assert (project / "notebooks" / "90-cut-a-link.ipynb").read_bytes() == before
     assert "90-cut-a-link" in printed_by(console)
 

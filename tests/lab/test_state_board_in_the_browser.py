@@ -54,7 +54,7 @@ def board_of(page: NotebookPage) -> Locator:
 
 def shows(page: NotebookPage, *names: str) -> None:
     """The board's picture has a row for each of these events, in this order."""
-    rows = board_of(page).locator("svg > text[font-weight=bold][x='12']")
+    rows = board_of(page).locator("svg > g > text[font-weight=bold][x='12']")
     expect(rows).to_have_text(list(names), timeout=TIMEOUT)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from labkit.lab.feedback import Feedback
 from labkit.lab.notebook_file import normalise, write
+from labkit.lab.notebook_rules.exercises import HINT_LINE, PREDICT_LINE
 
 HERE = Path(__file__).parent
 
@@ -20,9 +22,11 @@ CARD = """| | |
 | **Question** | How many messages does a cut link cost? |
 | **You will be able to** | cut a link; count what survives |
 | **You need** | nothing |
-| **Minutes** | 10 to read, 20 to do |
+| **Minutes** | 1 to read, 15 to do |
 | **Broker** | one queue |
 | **Faults** | one cut |"""
+
+HINT = HINT_LINE.format(name="90.1")
 
 
 def printed(text: str) -> Any:
@@ -31,6 +35,12 @@ def printed(text: str) -> Any:
 
 def shown(**data: str) -> Any:
     return new_output("display_data", data={kind.replace("__", "/"): value for kind, value in data.items()})
+
+
+def answered(text: str, look: str) -> Any:
+    """What ``lab.check`` and ``lab.compare`` leave in a notebook."""
+    feedback = Feedback(text, look)
+    return new_output("display_data", data={"text/plain": str(feedback), "text/html": feedback._repr_html_()})
 
 
 def code(source: str, *outputs: Any, tags: tuple[str, ...] = (), hidden: bool = False) -> Any:
@@ -59,14 +69,19 @@ def whole() -> Any:
             new_markdown_cell("# 90 Cut a link\n\nYou will see what survives."),
             new_markdown_cell(CARD),
             code('from labkit.lab import Lab\n\nlab = Lab("90")'),
-            new_markdown_cell("## How many?\n\nSee [the end](#Recap), and `code!` is not prose."),
-            code('lab.predict("90.a", "How many?", ["0", "1"])', shown(text__plain="How many?"), tags=("predict",)),
+            new_markdown_cell(f"## How many?\n\nSee [the end](#Recap), and `code!` is not prose.\n\n{HINT}"),
+            code(
+                f'{PREDICT_LINE}\nlab.predict("90.a", "How many?", ["0", "1"])',
+                shown(text__plain="How many?"),
+                tags=("predict",),
+                hidden=True,
+            ),
             code("count = 1\nprint(count)", printed("1\n")),
-            code('lab.compare("90.a", count)', printed("observed: 1\nyour prediction: none yet\n")),
+            code('lab.compare("90.a", count)', answered("observed: 1\nyour prediction: none yet", "noted")),
             code("def double(number):\n    return number", tags=("exercise",)),
-            code('lab.check("90.1", double)', printed("NOT YET: what is twice four?\n"), tags=("check",)),
+            code('lab.check("90.1", double)', answered("NOT YET: what is twice four?", "not yet"), tags=("check",)),
             code("# A solution.\ndef double(number):\n    return 2 * number", tags=("solution",), hidden=True),
-            code('lab.check("90.1", double)', printed("PASS: twice four is eight\n"), tags=("check",)),
+            code('lab.check("90.1", double)', answered("PASS: twice four is eight", "right"), tags=("check",)),
             new_markdown_cell("## Recap\n\nThree lines.\n\n## Glossary\n\n**link**: a connection."),
             code("lab.close()", printed("nothing left open\n")),
         ]
@@ -78,22 +93,25 @@ def runnable() -> Any:
     return numbered(
         [
             new_markdown_cell("# 90 Cut a link"),
-            new_markdown_cell(CARD),
+            new_markdown_cell(CARD.replace("15 to do", "14 to do")),  # no clean-up cell here: a minute less
             code(
                 "from labkit.lab.checks import Exercises\nfrom labkit.lab.questions import Questions\n\n"
                 'exercises, questions = Exercises("90", package="sample_exercises"), Questions("90")'
             ),
             code(
-                'questions.predict("90.a", "How many?", ["0", "1"])',
+                f'{PREDICT_LINE}\nquestions.predict("90.a", "How many?", ["0", "1"])',
                 new_output("execute_result", data={"text/plain": "How many?\n  ( ) 0\n  ( ) 1"}, execution_count=2),
                 tags=("predict",),
+                hidden=True,
             ),
             code("total = sum([1, 2, 3])\nprint(total)", printed("6\n")),
-            code('questions.compare("90.a", 1)', printed("observed: 1\nyour prediction: none yet\n")),
+            code('questions.compare("90.a", 1)', answered("observed: 1\nyour prediction: none yet", "noted")),
             code("def double(number):\n    return number", tags=("exercise",)),
-            code('exercises.check("90.1", double)', printed("NOT YET: what is twice four?\n"), tags=("check",)),
+            code(
+                'exercises.check("90.1", double)', answered("NOT YET: what is twice four?", "not yet"), tags=("check",)
+            ),
             code("# A solution.\ndef double(number):\n    return 2 * number", tags=("solution",), hidden=True),
-            code('exercises.check("90.1", double)', printed("PASS: twice four is eight\n"), tags=("check",)),
+            code('exercises.check("90.1", double)', answered("PASS: twice four is eight", "right"), tags=("check",)),
         ]
     )
 

@@ -10,7 +10,7 @@ from tests.broker.connections import nothing_left_behind, own_virtual_host
 from tests.broker.test_connection_pool import pools, survives
 from tests.broker.test_pool_while_blocked import blocked_spells
 from tests.soak.measured import write_table
-from tests.unit.still_pool import in_threads
+from tests.unit.pool.still_pool import in_threads
 
 pytestmark = [pytest.mark.soak, pytest.mark.broker, pytest.mark.timeout(3600)]
 __all__ = ["pools"]
@@ -26,7 +26,7 @@ def settings(broker):
 def table():
     rows: list[list[object]] = []
     yield rows
-    write_table("pool soak", ["what", "left behind or lost", "seconds"], rows)
+    write_table("pool soak", ["what", "left behind or lost", "seconds"], rows, beside_others=True)
 
 
 @pytest.fixture

@@ -5,19 +5,12 @@ from collections import Counter, deque
 import psutil
 import pytest
 
-from labkit import Outcome
-from labkit.lab import brokers
+from labkit import Outcome, brokers
 from tests.broker.connections import descriptors, our_threads, own_virtual_host, retired
 from tests.broker.publishing import check_nothing_is_lost, drained, publishing
-from tests.broker.test_connection_deadlines import FAULTS
 from tests.broker.test_publisher import cut_at_random_bytes
 from tests.broker.test_publisher_leaves_nothing import after_blocked_spells, after_channel_errors
-from tests.broker.test_publisher_on_its_own_broker import (
-    a_paused_broker_holds_no_call_up,
-    an_alarm_holds_publishers_up,
-    through_the_death_of_the_broker,
-)
-from tests.broker.test_role_deadlines import while_the_line_is
+from tests.broker.test_publisher_on_its_own_broker import through_the_death_of_the_broker
 from tests.soak.measured import write_table
 from tests.view import until
 
@@ -28,7 +21,12 @@ pytestmark = [pytest.mark.soak, pytest.mark.broker, pytest.mark.timeout(1800)]
 def table():
     rows: list[list[object]] = []
     yield rows
-    write_table("publisher soak", ["what", "queue", "confirmed", "lost", "sent again", "arrived twice"], rows)
+    write_table(
+        "publisher soak",
+        ["what", "queue", "confirmed", "lost", "sent again", "arrived twice"],
+        rows,
+        beside_others=True,
+    )
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -72,16 +70,6 @@ def test_fifty_blocked_spells_lose_no_message_and_leave_no_channel(table):
     with brokers.own("local") as private:
         sent = after_blocked_spells(private, spells=50)
     table.append(["50 blocked spells", "classic", sent, 0, 0, 0])
-
-
-def test_no_call_of_the_roles_outlives_its_deadline_by_half_a_second(broker):
-    """G8."""
-    with own_virtual_host(broker) as settings:
-        for fault in FAULTS:
-            while_the_line_is(fault, settings, slack=0.5)
-    with brokers.own("local") as private:
-        an_alarm_holds_publishers_up(private, slack=0.5)
-        a_paused_broker_holds_no_call_up(private, slack=0.5)
 
 
 def test_memory_is_flat_at_the_window(broker, table):

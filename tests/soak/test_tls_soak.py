@@ -2,7 +2,7 @@
 
 import pytest
 
-from labkit.lab import brokers
+from labkit import brokers
 from tests.broker.test_tls_rotation import rotate_under_traffic
 from tests.soak.measured import write_table
 from tests.soak.versions import VERSIONS, why_not

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "labkit" / "lab" / "images" / "build.sh"
+SCRIPT = ROOT / "labkit" / "brokers" / "images" / "build.sh"
 UNPACK_TIMEOUT = 600  # seconds; 25-35 measured
 
 

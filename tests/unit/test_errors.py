@@ -10,9 +10,9 @@ import pytest
 from pika.adapters.utils import connection_workflow as workflow
 
 from labkit import errors
-from labkit.connect_errors import connect_error
+from labkit.connector.failures import connect_error
+from labkit.diagnosis.explain import explain
 from labkit.errors import Kind, LabkitError, classify, describe
-from labkit.lab.diagnosis import explain
 from labkit.verdicts import PLACES, REPLY_CODES, SPEAKS_TLS, root_cause
 
 PIKAS = [
@@ -80,6 +80,15 @@ LIMIT = px.ProbableAccessDeniedError(
     "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - access to vhost 'x' refused for user 'u': "
     'connection limit (0) is reached"'
 )
+# As RabbitMQ 3.10.8, 4.0.5 and 4.3.6 say it; the broker tests ask the broker of the run.
+USER_LIMIT = "opened for user 'u' has reached the maximum allowed user limit of"
+NODE_LIMIT = "opened on node 'rabbit@x' has reached the maximum allowed limit of"
+QUORUM_TIMEOUT = "INTERNAL_ERROR - timed out consuming from quorum queue 'q' in vhost '/': {'%2F_q',\n  'rabbit@x'}"
+DEPRECATED = (
+    "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nIts use is not permitted per the "
+    "configuration (overriding the default, which is permitted):\n"
+    '    "deprecated_features.permit.transient_nonexcl_queues = false"'
+)
 ALERT = px.IncompatibleProtocolError(
     "StreamLostError: (\"Stream connection lost: SSLError(1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] "
     "tlsv13 alert certificate required (_ssl.c:2580)')\",)"
@@ -106,6 +115,14 @@ ALERT = px.IncompatibleProtocolError(
         (px.ConnectionClosedByBroker(506, "x"), Kind.BUSY),
         (px.ConnectionClosedByBroker(541, "x"), Kind.BUSY),
         (px.ConnectionClosedByBroker(530, "NOT_ALLOWED - node connection limit (1) is reached"), Kind.BUSY),
+        (px.ConnectionClosedByBroker(530, f"NOT_ALLOWED - number of channels {USER_LIMIT} (6)"), Kind.BUSY),
+        (px.ConnectionClosedByBroker(530, f"NOT_ALLOWED - number of channels {USER_LIMIT} 6"), Kind.BUSY),
+        (px.ConnectionClosedByBroker(530, f"NOT_ALLOWED - number of channels {NODE_LIMIT} 2000"), Kind.BUSY),
+        (px.ConnectionClosedByBroker(530, "... connection limit cannot be queried, timeout"), Kind.BUSY),
+        (px.ConnectionClosedByBroker(541, QUORUM_TIMEOUT), Kind.BUSY),
+        (px.ConnectionClosedByBroker(541, "INTERNAL_ERROR"), Kind.BUSY),
+        (px.ConnectionClosedByBroker(541, DEPRECATED), Kind.REFUSED),
+        (px.ConnectionClosedByBroker(530, "NOT_ALLOWED - attempt to reuse consumer tag 't'"), Kind.REFUSED),
         (LIMIT, Kind.BUSY),
         (px.ChannelClosedByBroker(405, "RESOURCE_LOCKED"), Kind.BUSY),
         (px.NackError([]), Kind.BUSY),
@@ -219,7 +236,7 @@ def test_handshake_failure_means_a_missing_certificate_only_where_none_was_shown
     [
         (px.ConnectionClosedByBroker(320, "x"), "broker", "on purpose"),
         (px.ConnectionClosedByClient(200, "x"), "client", "this program"),
-        (px.StreamLostError("x"), "network", "without a goodbye"),
+        (px.StreamLostError("x"), "network", "without a close handshake"),
         (wrapped(ConnectionRefusedError(111, "x")), "nobody", "nothing listens"),
         (socket.gaierror(-2, "x"), "nobody", "resolve"),
         (BROKER_403, "broker", "user name and password"),

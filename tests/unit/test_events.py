@@ -12,6 +12,8 @@ from labkit.errors import ConfigurationError, DeadlineExceeded
 from labkit.events import ConnectAttempted, ConnectionClosed, ConnectionLost, ConnectionOpened, Dispatcher, Timeline
 
 NAMES = [
+    "AlertCleared",
+    "AlertRaised",
     "AttemptFailed",
     "ChannelClosed",
     "ChannelOpened",

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from labkit import BrokerSettings, ConnectionFactory
+from labkit import BrokerSettings, ConfigurationError, ConnectionFactory, MissingExtra
 from labkit.extras import extra
+from labkit.integrations.scheduling import run_schedule
 
 BLOCKED = """
 import sys
+import threading
 sys.modules[{package!r}] = None  # so that importing it fails, as where it is not installed
 import labkit
 try:
@@ -47,5 +50,26 @@ def test_a_callback_with_a_typo_is_refused():
 
 
 def test_a_callback_that_cannot_be_called_is_refused():
-    with pytest.raises(TypeError, match="cannot be called"):
+    with pytest.raises(ConfigurationError, match="cannot be called"):
         ConnectionFactory(BrokerSettings()).select(on_open_error_callback="print")
+
+
+@pytest.mark.parametrize(("module", "extra"), [("flask", "flask"), ("fastapi", "fastapi")])
+def test_an_integration_names_its_extra(module, extra):
+    code = (
+        (
+            "import sys; sys.modules[NAME] = None\nimport labkit\n"
+            "try:\n    import labkit.integrations.NAME\n"
+            "except labkit.MissingExtra as error:\n    print(error.extra, error.package)"
+        )
+        .replace("[NAME]", f"[{module!r}]")
+        .replace("NAME", module)
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"{extra} {module}\n", done.stderr
+
+
+def test_the_loop_of_schedule_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "schedule", None)
+    with pytest.raises(MissingExtra, match=r"labkit-rabbitmq\[scheduling\]"):
+        run_schedule(threading.Event())

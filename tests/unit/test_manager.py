@@ -1,5 +1,6 @@
 """The manager's arguments, and the lines it logs. No broker: its constructor does no I/O."""
 
+import contextlib
 import logging
 
 import pika
@@ -7,8 +8,9 @@ import pytest
 
 from labkit import BrokerSettings, ConfigurationError, ConnectionManager, Message, NotConnected, events
 from labkit.event_log import log_event
-from labkit.manager_parts import Parts
+from labkit.manager_parts import ManagerResources
 from labkit.retry import Backoff
+from tests.unit.striking import files_of, struck_everywhere
 
 NINE = {
     "host": "rabbit-a",
@@ -142,7 +144,7 @@ STEPS = ["consumer 1", "consumer 2", "publisher", "consuming", "publishing"]
 def test_a_step_of_the_end_that_fails_is_logged_with_its_cause_and_the_next_one_follows(caplog, failing):
     ended = []
     part = {name: Part(name, ended, failing) for name in STEPS}
-    parts = Parts(part["publishing"], part["consuming"], part["publisher"])
+    parts = ManagerResources(part["publishing"], part["consuming"], part["publisher"])
     for name in ("consumer 1", "consumer 2"):
         parts.consume(part[name], 1.0)
     parts.close(1.0)
@@ -209,7 +211,7 @@ CAUSE = ConnectionRefusedError(111, "Connection refused")
         (events.AttemptFailed(attempt=3, error=CAUSE), logging.WARNING, "attempt 3 failed: ConnectionRefusedError"),
         (events.ConnectionOpened(), logging.INFO, "open after 1 attempt"),
         (events.ConnectionGivenUp(attempts=3, error=CAUSE), logging.ERROR, "given up after 3 attempts: ConnectionRef"),
-        (events.ConnectionLost(reason=CAUSE, recovering=True), logging.WARNING, "lost, it connects anew: Connection"),
+        (events.ConnectionLost(reason=CAUSE, recovering=True), logging.WARNING, "lost, it reconnects: Connection"),
         (events.ConnectionRecovered(generation=2, replayed=7), logging.INFO, "7 messages sent again"),
         (events.ConnectionBlocked(reason="low on memory"), logging.WARNING, "low on memory"),
         (events.ConnectionUnblocked(seconds=3.0), logging.INFO, "after 3.00 s"),
@@ -219,6 +221,8 @@ CAUSE = ConnectionRefusedError(111, "Connection refused")
         (events.DeclarationRefused(what="queue 'work'", reason=CAUSE), logging.ERROR, "queue 'work' did not come back"),
         (events.QueueRenamed(old="amq.gen-1", new="amq.gen-2"), logging.INFO, "'amq.gen-1' is 'amq.gen-2' now"),
         (events.MessageReturned(exchange="", routing_key="nowhere"), logging.WARNING, "NO_ROUTE"),
+        (events.AlertRaised(kind="blocked", text="low on memory"), logging.WARNING, "alert: blocked: low on memory"),
+        (events.AlertCleared(kind="blocked", seconds=2.0), logging.INFO, "no more alert: blocked, after 2.00 s"),
     ],
 )
 def test_an_event_is_logged_at_its_level_with_its_cause(caplog, event, level, words):
@@ -240,3 +244,82 @@ def test_every_event_is_logged_but_channels_that_come_and_go(caplog):
 def _logged_cases():
     marks = test_an_event_is_logged_at_its_level_with_its_cause.pytestmark
     return [pytest.param(*case) for mark in marks for case in mark.args[1]]
+
+
+class Openable:
+    """What is only open or not: a consumer, a publisher, a connection."""
+
+    def __init__(self):
+        self.is_closed = True
+        self.handled = 0
+
+    def open(self, deadline):
+        self.is_closed = False
+
+    def close(self, timeout):
+        self.is_closed = True
+
+
+def parts_and_consumers():
+    return ManagerResources(Openable(), Openable(), Openable()), [Openable() for _ in range(3)]
+
+
+def consume_two(made):
+    parts, consumers = made
+    for each in consumers[:2]:
+        with contextlib.suppress(NotConnected):  # the handler has closed it
+            parts.consume(each, 1.0)
+
+
+def test_a_handler_that_consumes_amid_any_step_of_consuming_loses_no_consumer():
+    def strike(made):
+        parts, consumers = made
+        parts.consume(consumers[2], 1.0)
+
+    for (parts, consumers), raised in struck_everywhere(
+        parts_and_consumers, consume_two, strike, files_of("manager_parts"), at_least=20
+    ):
+        assert raised is None
+        assert set(consumers[:2]) <= set(parts.consumers)
+        assert all(each in parts.consumers for each in consumers if not each.is_closed)
+        parts.close(1.0)
+        assert all(each.is_closed for each in consumers)
+        assert parts._opening == []
+
+
+def test_a_handler_that_closes_amid_any_step_of_consuming_leaves_no_consumer_open():
+    def strike(made):
+        made[0].close(1.0)
+
+    for (parts, consumers), raised in struck_everywhere(
+        parts_and_consumers, consume_two, strike, files_of("manager_parts"), at_least=20
+    ):
+        assert raised is None
+        assert all(each.is_closed for each in consumers) or not parts.is_closed
+        assert parts._opening == []
+
+
+def test_consumers_that_were_closed_are_forgotten():
+    parts, consumers = parts_and_consumers()
+    for each in consumers:
+        parts.consume(each, 1.0)
+        each.close(1.0)
+    assert parts.consumers == ()
+    assert len(parts._consumers) == 1
+
+
+def test_a_handler_that_opens_the_manager_amid_any_step_of_opening_gets_the_same(monkeypatch):
+    monkeypatch.setattr(ConnectionManager, "ensure_connection", lambda self, deadline: seen.append(self._parts))
+    seen = []
+
+    def closed():
+        seen.clear()
+        manager = ConnectionManager(BrokerSettings())
+        manager._parts.is_closing = True
+        return manager
+
+    for manager, raised in struck_everywhere(
+        closed, ConnectionManager.open, ConnectionManager.open, files_of("manager"), at_least=3
+    ):
+        assert raised is None
+        assert all(each is manager._parts for each in seen)

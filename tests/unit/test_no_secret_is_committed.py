@@ -38,7 +38,7 @@ def test_no_stored_output_of_a_notebook_shows_a_url_a_token_or_a_key():
 def test_what_it_looks_for_would_be_found():
     assert URL.search("amqp://lab:Xk3_9dPq-aB7hQ2z@localhost:5672/")
     assert not URL.search("amqp://lab:***@localhost:5672/")
-    assert TOKEN.search("/lab/tree/README.ipynb?token=0123456789abcdef0123456789abcdef")
+    assert TOKEN.search("/lab/tree/README.md?token=0123456789abcdef0123456789abcdef")
     assert KEY.search("-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIIhVqmqpLkcTn9YL\n")
 
 

@@ -68,6 +68,7 @@ def test_message_comes_back_from_what_pika_delivers(body, headers, message_id, p
         ("priority", {"body": "x", "priority": 256}),
         ("expiration", {"body": "x", "expiration": -1}),
         ("content_type", {"body": "x", "content_type": 3}),
+        ("undecodable", {"body": "x", "undecodable": "text"}),
     ],
 )
 def test_message_that_cannot_be_sent_is_refused(field, arguments):
@@ -88,14 +89,14 @@ def test_message_that_cannot_be_sent_is_refused(field, arguments):
         lambda: Exchange("e", ""),
         lambda: Exchange("e", internal=None),
         lambda: Binding("", "q"),
-        lambda: Binding("e", ""),
-        lambda: Binding("e", Queue()),
+        lambda: Binding("e", None),
+        lambda: Binding("e", kind="exchange"),
         lambda: Binding("e", "q", "k" * 256),
         lambda: Binding("e", "q", kind="both"),
     ],
 )
 def test_an_entity_that_cannot_be_is_refused_by_the_name_of_its_field(make):
-    with pytest.raises(ConfigurationError, match=r"^(Queue|Exchange|Binding)\.\w+: .*allowed: "):
+    with pytest.raises(ConfigurationError, match=r"^(Queue|Exchange|Binding)\.\w+(\[.*\])?: .*allowed: "):
         make()
 
 

@@ -66,15 +66,18 @@ def run(site: Path, code: str, *arguments: str) -> "subprocess.CompletedProcess[
 
 def test_the_wheel_holds_the_types_marker_the_compose_file_and_the_image_and_no_test(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    images = {path.relative_to(ROOT).as_posix() for path in (ROOT / "labkit/lab/images").rglob("*") if path.is_file()}
+    images = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "labkit/brokers/images").rglob("*") if path.is_file()
+    }
     images = {name for name in images if "__pycache__" not in name}
     assert len(images) > 3
-    assert images | {"labkit/py.typed", "labkit/lab/brokers/docker-compose.yml"} <= names
+    assert images | {"labkit/py.typed", "labkit/brokers/docker-compose.yml"} <= names
+    assert {f"labkit/monitor/prometheus/labkit-{each}" for each in ("alerts.yml", "dashboard.json")} <= names
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"labkit", "labkit_rabbitmq"}
 
 
 def test_the_wheels_compose_file_is_the_checkouts(wheel: Path) -> None:
-    inside = zipfile.ZipFile(wheel).read("labkit/lab/brokers/docker-compose.yml")
+    inside = zipfile.ZipFile(wheel).read("labkit/brokers/docker-compose.yml")
     assert inside == (ROOT / "docker-compose.yml").read_bytes()
 
 
@@ -100,7 +103,15 @@ def test_without_extras_the_command_says_what_to_install(site: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_extras_the_bench_says_what_to_install(site: Path) -> None:
-    done = run(site, "from labkit.lab import Lab")
+@pytest.mark.parametrize(
+    ("part", "extra"), [("wire", "wire"), ("brokers", "brokers"), ("trials", "brokers"), ("lab", "lab")]
+)
+def test_without_extras_each_part_says_what_to_install(site: Path, part: str, extra: str) -> None:
+    done = run(site, f"import labkit.{part}")
     assert done.returncode == 1
-    assert "labkit-rabbitmq[lab]" in done.stderr
+    assert f"labkit-rabbitmq[{extra}]" in done.stderr.splitlines()[-1]
+
+
+def test_without_extras_errors_are_explained(site: Path) -> None:
+    done = run(site, "from labkit.diagnosis import explain; print(explain(ConnectionRefusedError()))")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
-from xml.sax.saxutils import escape
 
-from labkit.lab.brokers.interface import ConnectionInfo
+from labkit.brokers.interface import ConnectionInfo
+from labkit.printable import printable
+from labkit.wire.svg import GREY, GROUND, colour, label, picture, shortened
 
 MOST_CONNECTIONS: Final = 30  # what fits on a screen; the rest is counted
 MOST_CHANNELS: Final = 4  # boxes in a row; the rest is counted
@@ -25,8 +26,7 @@ BOX: Final = 44
 BROKER_X, BROKER_WIDTH = 12, 96
 CONNECTION_X, CONNECTION_WIDTH = 148, 224
 CHANNEL_X, CHANNEL_WIDTH, CHANNEL_STEP = 392, 68, 76
-# Contrast on the white or the tint they are drawn on is at least 4.5 (WCAG 1.4.3); none carries a meaning alone.
-BROKER, CONNECTION, CHANNEL, TEXT, LINE = "#5b3a8c", "#1f5fa8", "#1b6e3c", "#222222", "#6b6b6b"
+BROKER, CONNECTION, CHANNEL = colour("violet"), colour("blue"), colour("green")
 
 
 class Architecture:
@@ -64,7 +64,7 @@ class Architecture:
             lines.append(f"{'└── ' if last else '├── '}{heading}")
             for end, box in _marking_last(boxes):
                 lines.append(f"{'    ' if last else '│   '}{'└── ' if end else '├── '}{box}")
-        return "\n".join(lines)
+        return printable("\n".join(lines), keep="\n")
 
     __repr__ = __str__
 
@@ -74,32 +74,28 @@ class Architecture:
         left_out = len(self._connections) - len(shown)
         height = TOP + ROW * max(1, len(shown)) + (24 if left_out else 0) + 8
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
-            f' style="width:100%;max-width:{WIDTH}px"',
-            ' role="img" font-family="sans-serif" font-size="13">',
-            f"<title>{_xml(self._title())}</title>",
-            f"<desc>{_xml(str(self))}</desc>",
-            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-            _text(CONNECTION_X, 24, "connections (one TCP link each)", TEXT),
-            _text(CHANNEL_X, 24, "channels inside them", TEXT),
+            label(CONNECTION_X, 24, "connections (one TCP link each)"),
+            label(CHANNEL_X, 24, "channels inside them"),
             *_box(BROKER_X, TOP, BROKER_WIDTH, BROKER, "broker"),
         ]
         if not shown:
-            parts.append(_text(CONNECTION_X, TOP + 27, "none", TEXT))
+            parts.append(label(CONNECTION_X, TOP + 27, "none"))
         elif len(shown) > 1:
             trunk = (BROKER_X + BROKER_WIDTH + CONNECTION_X) // 2
             parts.append(_line(trunk, TOP + BOX // 2, trunk, TOP + ROW * (len(shown) - 1) + BOX // 2))
         for index, each in enumerate(shown):
             parts.extend(_row(TOP + ROW * index, each, first=index == 0))
         if left_out:
-            parts.append(_text(CONNECTION_X, TOP + ROW * len(shown) + 12, _more(left_out, "connection"), TEXT))
-        return "\n".join([*parts, "</svg>"]) + "\n"
+            parts.append(label(CONNECTION_X, TOP + ROW * len(shown) + 12, _more(left_out, "connection")))
+        return picture(WIDTH, height, parts, title=self._title(), description=str(self))
 
-    def _repr_svg_(self) -> str:
+    def _repr_html_(self) -> str:
         return self.svg()
 
     def _title(self) -> str:
-        return f"Broker with {_count(self.connections, 'connection')} and {_count(self.channels, 'channel')}"
+        return (
+            f"What the broker has now: {_count(self.connections, 'connection')} and {_count(self.channels, 'channel')}"
+        )
 
 
 def _row(y: int, connection: ConnectionInfo, *, first: bool) -> list[str]:
@@ -112,13 +108,17 @@ def _row(y: int, connection: ConnectionInfo, *, first: bool) -> list[str]:
             _line(CONNECTION_X + CONNECTION_WIDTH, middle, CHANNEL_X + CHANNEL_STEP * (len(boxes) - 1), middle)
         )
     name, where = _name(connection), f"{connection.state}, {connection.virtual_host}"
-    parts.extend(_box(CONNECTION_X, y, CONNECTION_WIDTH, CONNECTION, _short(name), _short(where)))
+    parts.extend(
+        _box(
+            CONNECTION_X, y, CONNECTION_WIDTH, CONNECTION, shortened(name, LONGEST_NAME), shortened(where, LONGEST_NAME)
+        )
+    )
     for index, box in enumerate(boxes):
         x = CHANNEL_X + CHANNEL_STEP * index
         if index < MOST_CHANNELS:
             parts.extend(_box(x, y + 8, CHANNEL_WIDTH, CHANNEL, box, height=BOX - 16))
         else:
-            parts.append(_text(x + 2, middle + 4, box, TEXT))
+            parts.append(label(x + 2, middle + 4, box))
     return parts
 
 
@@ -126,24 +126,18 @@ def _box(x: int, y: int, width: int, colour: str, text: str, below: str = "", *,
     middle = x + width // 2
     parts = [
         (
-            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" fill="#ffffff" stroke="{colour}" '
+            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" fill="{GROUND}" stroke="{colour}" '
             'stroke-width="1.5"/>'
         ),
-        _text(middle, y + height // 2 + (-3 if below else 4), text, colour, anchor="middle", bold=True),
+        label(middle, y + height // 2 + (-3 if below else 4), text, colour, anchor="middle", bold=True),
     ]
     if below:
-        parts.append(_text(middle, y + height // 2 + 14, below, TEXT, anchor="middle", size=11))
+        parts.append(label(middle, y + height // 2 + 14, below, anchor="middle", size=11))
     return parts
 
 
 def _line(x1: int, y1: int, x2: int, y2: int) -> str:
-    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{LINE}"/>'
-
-
-def _text(x: int, y: int, text: str, colour: str, *, anchor: str = "start", bold: bool = False, size: int = 13) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    smaller = "" if size == 13 else f' font-size="{size}"'
-    return f'<text x="{x}" y="{y}" fill="{colour}" text-anchor="{anchor}"{weight}{smaller}>{_xml(text)}</text>'
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{GREY}"/>'
 
 
 def _heading(connection: ConnectionInfo) -> str:
@@ -172,12 +166,3 @@ def _count(count: int, noun: str) -> str:
 
 def _marking_last(items: Sequence[Item]) -> Iterable[tuple[bool, Item]]:
     return ((index == len(items) - 1, item) for index, item in enumerate(items))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-
-
-def _xml(text: str) -> str:
-    """Escape *text*, and replace what XML cannot hold at all; a client chooses its name, so it may hold anything."""
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))

@@ -10,7 +10,7 @@ from typing import Any, Final, cast, get_args
 import traitlets
 
 from labkit.errors import ConfigurationError
-from labkit.lab.wire import (
+from labkit.wire import (
     ActiveFault,
     Bandwidth,
     DropHeartbeats,
@@ -24,7 +24,7 @@ from labkit.lab.wire import (
     SlowClose,
     Stall,
 )
-from labkit.lab.wire.faults import Directions
+from labkit.wire.faults import Directions
 
 DIRECTIONS: Final[tuple[str, ...]] = ("both", *(d for d in get_args(Directions) if d != "both"))
 ALL_PASSES: Final = "Everything passes."
@@ -63,7 +63,7 @@ SWITCHES: Final = {
         Switch("Latency", "bytes arrive later", Latency, Amount("delay", "s", 0.2, 0, 2, 0.05)),
         Switch(
             "Bandwidth",
-            "few bytes a second pass",
+            "limited bandwidth",
             Bandwidth,
             Amount("rate", "bytes/s", 10_000, 100, 1_000_000, 0),
         ),
@@ -72,7 +72,7 @@ SWITCHES: Final = {
         ),
         Switch("Stall", "nothing passes, nobody is told", lambda _: Stall()),
         Switch("DropHeartbeats", "heartbeats vanish", lambda _: DropHeartbeats()),
-        Switch("SlowClose", "the end is told later", SlowClose, Amount("delay", "s", 1, 0, 10, 0.5)),
+        Switch("SlowClose", "the close arrives late", SlowClose, Amount("delay", "s", 1, 0, 10, 0.5)),
         Switch(
             "LimitData",
             "an end of file after so many bytes",

@@ -6,6 +6,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from labkit.lab.boards import link_picture
 from labkit.lab.boards.fault_panel import DIRECTIONS, SWITCHES, FaultPanel, Switch
 
 NAME_WIDTH = "10em"
@@ -14,7 +15,7 @@ SAYS_WIDTH = "17em"
 
 
 class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
-    """A row for each fault, and what happened last (Tab to reach a button, Space to press it).
+    """The link and where it is broken, a row for each fault, what happened last (Tab to a button, Space to press it).
 
     Its ``text/plain`` is :meth:`FaultPanel.twin`, whole: what nbval compares and a reader without widgets gets.
     """
@@ -32,8 +33,9 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
         # A word of its own, not the button's icon: a screen reader would read the glyph as part of the name.
         self.marks = {name: widgets.Label(layout=widgets.Layout(width=MARK_WIDTH)) for name in SWITCHES}
         self.sliders = {name: slider for name, switch in SWITCHES.items() if (slider := _slider(switch)) is not None}
+        self.picture = widgets.HTML()
         self.note = widgets.HTML()
-        super().__init__(children=(self._once(), self.directions, *map(self._row, SWITCHES), self.note))
+        super().__init__(children=(self.picture, self._once(), self.directions, *map(self._row, SWITCHES), self.note))
         self._follow()
         panel.observe(self._follow, names=["on", "direction", "amounts", "said", "failed"])
         self._listen()
@@ -84,10 +86,13 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
         panel = self.panel
         for name, toggle in self.toggles.items():
             toggle.value = name in panel.on
-            self.marks[name].value = "on" if toggle.value else "off"  # a state is never shown by colour alone
+            # On is a warning, not a shade of off; and a state is never shown by colour alone.
+            toggle.button_style = "warning" if toggle.value else ""
+            self.marks[name].value = "on" if toggle.value else "off"
         for name, slider in self.sliders.items():
             slider.value = panel.amounts[name]
         self.directions.value = panel.direction
+        self.picture.value = link_picture.draw(panel.on, panel.direction)
         # A screen reader announces it when it changes.
         said = f"<strong>Not done.</strong> {html.escape(panel.said)}" if panel.failed else html.escape(panel.said)
         self.note.value = f'<div role="status" aria-live="polite">{said}</div>'

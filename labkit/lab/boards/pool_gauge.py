@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import traitlets
 
 from labkit.lab.boards.pool_gauge_picture import Look, PoolHistory
-from labkit.pool_stats import PoolStats
+from labkit.pool.stats import PoolStats
 
 LOGGER = logging.getLogger(__name__)
 PAUSE: Final = 0.2  # seconds between two measurements of a gauge that follows: looks live, and costs next to nothing

@@ -1,7 +1,7 @@
 """Looks at a pool, one row each: as text, and as a picture. Pure: the same looks give the same bytes.
 
-A row has a place in the order and no time, so two runs that went the same way look the same. Colours have a contrast
-of at least 4.5 on white (WCAG 1.4.3) and none carries a meaning alone: full, framed, dashed and empty differ in shape.
+A row has a place in the order and no time, so two runs that went the same way look the same. No colour
+carries a meaning alone: full, framed, dashed and empty differ in shape.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
-from xml.sax.saxutils import escape
+
+from labkit.wire.svg import RULE, colour, label, picture, shortened
 
 WIDTH: Final = 840  # what JupyterLab shows beside its file list on a screen of 1280
 TOP: Final = 44
@@ -22,8 +23,7 @@ LONGEST_LABEL: Final = 38  # characters that fit left of the places
 PITCH: Final = 24  # pixels from one place to the next, while ten of them fit
 MOST_IN_LINE: Final = 5  # circles that fit; the rest is counted
 MOST_LOOKS: Final = 24  # what fits on a screen; the earlier ones are counted
-TEXT, RULE = "#222222", "#d8d8d8"
-IN_USE, IDLE, OPENING, WAITING, FREE = "#1f5fa8", "#1b6e3c", "#8a4b00", "#b00020", "#6b6b6b"
+IN_USE, IDLE, OPENING, WAITING, FREE = map(colour, ("blue", "green", "amber", "red", "grey"))
 NOTHING: Final = "nobody has looked yet"
 KEY: Final = "full: in use · framed: idle · dashed: being opened · point: a free place · circle: a caller who waits"
 
@@ -78,9 +78,9 @@ class PoolHistory:
         width = max(map(len, labels))
         lines = [f"{'':<{width}}  in use  idle  waiting"]
         lines += [
-            f"{label:<{width}}  {look.in_use:>6}  {look.idle:>4}  {look.waiting:>7}"
+            f"{name:<{width}}  {look.in_use:>6}  {look.idle:>4}  {look.waiting:>7}"
             + (f"  ({look.opening} being opened)" if look.opening else "")
-            for label, look in zip(labels, self._shown, strict=True)
+            for name, look in zip(labels, self._shown, strict=True)
         ]
         return "\n".join([*self._earlier(), *lines])
 
@@ -91,31 +91,23 @@ class PoolHistory:
         y = TOP
         body: list[str] = []
         for text in self._earlier() or ([] if self.looks else [NOTHING]):
-            body.append(_text(NAME_X, y + 18, text))
+            body.append(label(NAME_X, y + 18, text))
             y += ROW
         for look in self._shown:
             body += _row(look, y + ROW // 2)
             y += ROW
         height = y + 30
-        return "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
-                f' style="width:100%;max-width:{WIDTH}px" role="img" font-family="sans-serif" font-size="13">',
-                f"<title>{_xml(self._title())}</title>",
-                f"<desc>{_xml(str(self))}</desc>",
-                f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-                _text(NAME_X, 24, "what had happened", bold=True),
-                _text(PLACES_X, 24, _places(self._shown), bold=True),
-                _text(LINE_X, 24, "the line", bold=True),
-                f'<line x1="{NAME_X}" y1="34" x2="{SAID_X}" y2="34" stroke="{RULE}"/>',
-                *body,
-                _text(NAME_X, height - 10, KEY, size=11),
-                "</svg>",
-                "",
-            ]
-        )
+        parts = [
+            label(NAME_X, 24, "what had happened, time ↓", bold=True),
+            label(PLACES_X, 24, _places(self._shown), bold=True),
+            label(LINE_X, 24, "the line", bold=True),
+            f'<line x1="{NAME_X}" y1="34" x2="{SAID_X}" y2="34" stroke="{RULE}"/>',
+            *body,
+            label(NAME_X, height - 10, KEY, size=11),
+        ]
+        return picture(WIDTH, height, parts, title=self._title(), description=str(self))
 
-    def _repr_svg_(self) -> str:
+    def _repr_html_(self) -> str:
         return self.svg()
 
     def _title(self) -> str:
@@ -134,9 +126,7 @@ def _places(looks: Sequence[Look]) -> str:
 
 
 def _row(look: Look, y: int) -> list[str]:
-    label = _one_line(look.label)
-    label = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
-    parts = [_text(NAME_X, y + 5, label)]
+    parts = [label(NAME_X, y + 5, shortened(_one_line(look.label), LONGEST_LABEL))]
     kinds = [IN_USE] * look.in_use + [IDLE] * look.idle + [OPENING] * look.opening
     kinds += [FREE] * ((look.places or 0) - look.size)
     pitch = min(float(PITCH), (LINE_X - PLACES_X - 10) / max(1, len(kinds)))
@@ -145,8 +135,8 @@ def _row(look: Look, y: int) -> list[str]:
     shown = min(look.waiting, MOST_IN_LINE)
     parts += [f'<circle cx="{LINE_X + 7 + number * 17}" cy="{y}" r="6" fill="{WAITING}"/>' for number in range(shown)]
     if look.waiting > shown:
-        parts.append(_text(LINE_X + shown * 17 + 2, y + 5, f"+{look.waiting - shown}"))
-    parts.append(_text(SAID_X, y + 5, look.said, anchor="end", size=11))
+        parts.append(label(LINE_X + shown * 17 + 2, y + 5, f"+{look.waiting - shown}"))
+    parts.append(label(SAID_X, y + 5, look.said, anchor="end", size=11))
     return parts
 
 
@@ -162,16 +152,5 @@ def _place(kind: str, x: float, y: int, side: float) -> str:
     )
 
 
-def _text(x: int, y: int, text: str, *, anchor: str = "start", bold: bool = False, size: int = 13) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    smaller = "" if size == 13 else f' font-size="{size}"'
-    return f'<text x="{x}" y="{y}" fill="{TEXT}" text-anchor="{anchor}"{weight}{smaller}>{_xml(text)}</text>'
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _xml(text: str) -> str:
-    """Escape *text*, and replace what XML cannot hold at all."""
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-from xml.sax.saxutils import escape
+
+from labkit.wire.svg import GROUND, RULE, TEXT, colour, label, picture, shortened
 
 STATE_COLUMN: Final = 16  # characters of the text twin's first column
 WIDTH: Final = 840  # what JupyterLab shows beside its file list on a screen of 1280
@@ -29,15 +30,15 @@ LANES: Final = {
 }
 """The middle of each state's lane. What a healthy connection passes stands to the left."""
 COLOURS: Final = {
-    "NEW": "#5b5b5b",
-    "CONNECTING": "#1f5fa8",
-    "OPEN": "#1b6e3c",
-    "WAITING": "#8a4b00",
-    "FAILED": "#b00020",
-    "CLOSING": "#5b5b5b",
-    "CLOSED": "#5b5b5b",
+    "NEW": colour("grey"),
+    "CONNECTING": colour("blue"),
+    "OPEN": colour("green"),
+    "WAITING": colour("amber"),
+    "FAILED": colour("red"),
+    "CLOSING": colour("grey"),
+    "CLOSED": colour("grey"),
 }
-TEXT, RULE, BLOCKED = "#222222", "#d8d8d8", "#8a4b00"
+BLOCKED: Final = colour("amber")
 BAR: Final = 8  # width of a state's bar; a blocked one is framed
 
 
@@ -63,54 +64,48 @@ class Lane:
     rows: tuple[Row, ...]
 
 
-def draw(lanes: Sequence[Lane], *, title: str, description: str, below: Sequence[str] = ()) -> str:
+def draw(lanes: Sequence[Lane], *, title: str, description: str, above: Sequence[str] = ()) -> str:
     """Return the picture.
 
     Args:
         lanes: One a connection, from top to bottom.
         title: For a reader who does not see it: what this is.
         description: The same content as text.
-        below: Lines of text under the last one.
+        above: Lines of text before the first one.
     """
     y = TOP
     body: list[str] = []
+    for text in above or ([] if lanes else [description]):
+        y += 20
+        body.append(label(NAME_X, y, text, TEXT))
+    y += 12 if above else 0
     for lane in lanes:
         y = _lane(body, y, lane)
-    for text in below or ([] if lanes else [description]):
-        y += 20
-        body.append(_text(NAME_X, y, text, TEXT))
     height = y + 16
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
-            f' style="width:100%;max-width:{WIDTH}px" role="img" font-family="sans-serif" font-size="13">',
-            f"<title>{_xml(title)}</title>",
-            f"<desc>{_xml(description)}</desc>",
-            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-            _text(NAME_X, 24, "what happened", TEXT),
-            *(_text(x, 24, name, COLOURS[name], anchor="middle", bold=True, size=10) for name, x in LANES.items()),
-            *(f'<line x1="{x}" y1="32" x2="{x}" y2="{height - 8}" stroke="{RULE}"/>' for x in LANES.values()),
-            *body,
-            "</svg>",
-            "",
-        ]
-    )
+    parts = [
+        label(NAME_X, 24, "what happened (time runs down)", TEXT),
+        label((LANES["NEW"] + LANES["CLOSED"]) // 2, 8, "state of the connection", TEXT, anchor="middle", size=11),
+        *(label(x, 24, name, COLOURS[name], anchor="middle", bold=True, size=10) for name, x in LANES.items()),
+        *(f'<line x1="{x}" y1="32" x2="{x}" y2="{height - 8}" stroke="{RULE}"/>' for x in LANES.values()),
+        *body,
+    ]
+    return picture(WIDTH, height, parts, title=title, description=description)
 
 
 def _lane(body: list[str], y: int, lane: Lane) -> int:
     """Add one connection below *y*; return where it ends. Bars first, so that arrows and marks lie upon them."""
     for text, bold in ((lane.heading, True), (lane.earlier, False)):
         if text:
-            body.append(_text(NAME_X, y + 14, text, TEXT, bold=bold))
+            body.append(label(NAME_X, y + 14, text, TEXT, bold=bold))
             y += 24
     state, blocked, since = lane.start, lane.blocked, y
     marks: list[str] = []
     for row in lane.rows:
         at = y + ROW // 2
         y += ROW
-        marks += [_text(NAME_X, at - 2, row.name, TEXT, bold=True)]
+        marks += [label(NAME_X, at - 2, row.name, TEXT, bold=True)]
         if row.facts:
-            marks.append(_text(NAME_X, at + 12, _short(row.facts), TEXT, size=11))
+            marks.append(label(NAME_X, at + 12, shortened(row.facts, LONGEST_FACTS), TEXT, size=11))
         if row.moved:
             body += _bar(state, since, at, blocked=blocked)
             since = at
@@ -137,7 +132,7 @@ def _bar(state: str, top: int, bottom: int, *, blocked: bool) -> list[str]:
             f'<rect x="{x - 9}" y="{top}" width="18" height="{height}" fill="none" stroke="{BLOCKED}" '
             'stroke-width="2" stroke-dasharray="4 3"/>'
         )
-        parts.append(_text(x + 14, top + height // 2 + 4, "blocked", BLOCKED, bold=True, size=10))
+        parts.append(label(x + 14, top + height // 2 + 4, "blocked", BLOCKED, bold=True, size=10))
     return parts
 
 
@@ -156,22 +151,5 @@ def _arrow(start: str, end: str, y: int) -> list[str]:
 def _mark(state: str, y: int, *, moved: bool) -> str:
     """Return a full circle where the event changed something, an empty one where it only happened."""
     x = LANES.get(state, LANES["NEW"])
-    colour = COLOURS.get(state, TEXT)
-    return (
-        f'<circle cx="{x}" cy="{y}" r="6" fill="{colour if moved else "#ffffff"}" stroke="{colour}" stroke-width="2"/>'
-    )
-
-
-def _text(x: int, y: int, text: str, colour: str, *, anchor: str = "start", bold: bool = False, size: int = 13) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    smaller = "" if size == 13 else f' font-size="{size}"'
-    return f'<text x="{x}" y="{y}" fill="{colour}" text-anchor="{anchor}"{weight}{smaller}>{_xml(text)}</text>'
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_FACTS else text[: LONGEST_FACTS - 1] + "…"
-
-
-def _xml(text: str) -> str:
-    """Escape *text*, and replace what XML cannot hold at all: a reason is the broker's own text."""
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
+    paint = COLOURS.get(state, TEXT)
+    return f'<circle cx="{x}" cy="{y}" r="6" fill="{paint if moved else GROUND}" stroke="{paint}" stroke-width="2"/>'

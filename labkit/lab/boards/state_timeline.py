@@ -13,11 +13,14 @@ from typing import Final
 from labkit import events
 from labkit.events import Event
 from labkit.lab.boards import state_lanes
+from labkit.printable import printable
 
 MOST_STEPS: Final = 24  # of one connection: what fits on a screen; the earlier ones are counted
-MOST_CONNECTIONS: Final = 4  # the rest is counted
+MOST_CONNECTIONS: Final = 4  # the newest; the earlier ones are counted
 UNKNOWN: Final = ""  # the state before the first event that tells one
 BLOCKED: Final = "blocked"
+
+_Key = tuple[str | None, int | None]  # what tells connections apart: the name, and the number of the object
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class StateTimeline:
     """The steps of each connection that *events* tell of. ``print`` it, or let Jupyter draw it.
 
     Immutable, so any thread may use it. It shows the moment at which it was made: give it ``lab.timeline.events``, or
-    a slice of them, and make another one to see what came after. Connections are told apart by their name.
+    a slice of them, and make another one to see what came after. Each connection has its own line, also where several
+    have one name.
 
     Args:
         happened: Events in their order; several connections may be mixed.
@@ -64,14 +68,14 @@ class StateTimeline:
     def __init__(self, happened: Iterable[Event], *, skip: int = 0) -> None:
         happened = tuple(happened)
         before, after = happened[:skip], happened[skip:]
-        names = list(dict.fromkeys(event.connection for event in after))
+        keys = list(dict.fromkeys(map(_key, after)))
         self._lines = tuple(
             _Line(
-                name,
-                read([event for event in before if event.connection == name]),
-                [event for event in after if event.connection == name],
+                _heading(key, keys),
+                read([event for event in before if _key(event) == key]),
+                [event for event in after if _key(event) == key],
             )
-            for name in names
+            for key in keys
         )
 
     @property
@@ -88,18 +92,18 @@ class StateTimeline:
         if not self._lines:
             return "nothing happened yet"
         named = len(self._lines) > 1
-        text = [part for line in self._lines[:MOST_CONNECTIONS] for part in line.text(named)]
-        return "\n".join(text + self._left_out())
+        text = [part for line in self._lines[-MOST_CONNECTIONS:] for part in line.text(named)]
+        return printable("\n".join(self._earlier() + text), keep="\n")
 
     __repr__ = __str__
 
     def svg(self) -> str:
         """Return the picture; the same events give the same bytes."""
         named = len(self._lines) > 1
-        lanes = [line.lane(named) for line in self._lines[:MOST_CONNECTIONS]]
-        return state_lanes.draw(lanes, title=self._title(), description=str(self), below=self._left_out())
+        lanes = [line.lane(named) for line in self._lines[-MOST_CONNECTIONS:]]
+        return state_lanes.draw(lanes, title=self._title(), description=str(self), above=self._earlier())
 
-    def _repr_svg_(self) -> str:
+    def _repr_html_(self) -> str:
         return self.svg()
 
     def _title(self) -> str:
@@ -109,16 +113,16 @@ class StateTimeline:
             return f"State timelines of {len(self._lines)} connections"
         return f"State timeline of a connection: {_count(len(self.steps), 'event')}, now {self.state or 'unknown'}"
 
-    def _left_out(self) -> list[str]:
+    def _earlier(self) -> list[str]:
         more = len(self._lines) - MOST_CONNECTIONS
-        return [f"and {_count(more, 'more connection')}"] if more > 0 else []
+        return [f"after {_count(more, 'earlier connection')}"] if more > 0 else []
 
 
 class _Line:
     """One connection: where it was, and its steps."""
 
-    def __init__(self, name: str | None, before: Sequence[Step], happened: Sequence[Event]) -> None:
-        self.name = " ".join((name or "").split()) or "without a name"
+    def __init__(self, heading: str, before: Sequence[Step], happened: Sequence[Event]) -> None:
+        self.name = heading
         self.start = before[-1] if before else None
         self.steps = read(happened, after=self.start)
         self.left_out = max(0, len(self.steps) - MOST_STEPS)
@@ -146,6 +150,17 @@ class _Line:
 
     def _earlier(self) -> str:
         return f"after {_count(self.left_out, 'earlier event')}" if self.left_out else ""
+
+
+def _key(event: Event) -> _Key:
+    return event.connection, event.source
+
+
+def _heading(key: _Key, keys: Sequence[_Key]) -> str:
+    """Return the name of a connection, with a number where several have that name."""
+    name = " ".join((key[0] or "").split()) or "without a name"
+    alike = [each for each in keys if each[0] == key[0]]
+    return name if len(alike) == 1 else f"{name} ({alike.index(key) + 1} of {len(alike)})"
 
 
 def read(happened: Iterable[Event], *, after: Step | None = None) -> tuple[Step, ...]:

@@ -5,8 +5,9 @@ import contextlib
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from labkit.lab.checks import Exercise, NotYet, describe
-from labkit.settings import BrokerSettings
+from labkit.lab.checks import Exercise, describe
+from labkit.settings.settings import BrokerSettings
+from labkit.trials import NotYet
 
 VIRTUAL_HOST = "lab-00"
 PLANTED = "tickets"

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 import pika
 from pika.exceptions import AMQPError
 
-from labkit.lab import brokers
-from labkit.lab.checks import Exercise, NotYet, run
-from labkit.lab.wire import Conversation, Proxy
-from labkit.lab.wire.conversation import Row
-from labkit.settings import BrokerSettings
+from labkit import brokers
+from labkit.lab.checks import Exercise, checked_function, run
+from labkit.settings.settings import BrokerSettings
+from labkit.trials import NotYet
+from labkit.wire import Conversation, Proxy
+from labkit.wire.conversation import Row
 
 VIRTUAL_HOST = "lab-01"
 QUEUE = "orders-of-the-check"
@@ -155,6 +156,7 @@ def _said_by(rows: tuple[Row, ...]) -> str:
 
 
 def _names_who_ended(answer: object) -> str:
+    checked_function(answer)
     for story, happens, right in CASES:
         rows = _conversation(happens).rows()
         if _said_by(rows) != right:  # pragma: no cover - the broker did something else than this exercise is about

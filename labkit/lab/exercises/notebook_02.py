@@ -9,8 +9,9 @@ from urllib.parse import quote
 import pika
 
 from labkit.errors import ConfigurationError
-from labkit.lab.checks import Exercise, NotYet, describe, run
-from labkit.settings import BrokerSettings
+from labkit.lab.checks import Exercise, describe, run
+from labkit.settings.settings import BrokerSettings
+from labkit.trials import NotYet
 
 WANTED = BrokerSettings(
     connection_name="nightly-report",

@@ -10,9 +10,10 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError
 
-from labkit.lab import brokers
-from labkit.lab.checks import Exercise, NotYet, describe, run
-from labkit.settings import BrokerSettings
+from labkit import brokers
+from labkit.lab.checks import Exercise, describe, run
+from labkit.settings.settings import BrokerSettings
+from labkit.trials import NotYet
 
 VIRTUAL_HOST = "lab-03"
 QUEUE = "exercise-03.1"

@@ -15,12 +15,13 @@ import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError
 
-from labkit.aio import AsyncConnection
-from labkit.lab import brokers
-from labkit.lab.checks import Exercise, NotYet
-from labkit.lab.wire import Latency, Proxy
-from labkit.settings import BrokerSettings
+from labkit import brokers
+from labkit.direct.aio import AsyncConnection
+from labkit.lab.checks import Exercise
+from labkit.settings.settings import BrokerSettings
 from labkit.topology import Message
+from labkit.trials import NotYet
+from labkit.wire import Latency, Proxy
 
 VIRTUAL_HOST = "lab-04"
 PATIENCE = 2.0  # seconds beyond the limit that the learner was given
@@ -57,7 +58,7 @@ async def _opens(connect: Callable[..., Any], settings: BrokerSettings) -> None:
             raise NotYet(f"connect should return the AsyncioConnection; it returned {type(outcome).__name__}")
         if not outcome.is_open:
             await _until(lambda: outcome.is_open or outcome.is_closed)
-            raise NotYet("on a slow line connect returned before the connection was open: await the event, not a time")
+            raise NotYet("on a slow link connect returned before the connection was open: await the event, not a time")
         outcome.close()
         await _until(lambda: outcome.is_closed)
 

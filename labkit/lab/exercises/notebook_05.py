@@ -8,10 +8,11 @@ from typing import Any
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
+from labkit import brokers
 from labkit.factory import ConnectionFactory
-from labkit.lab import brokers
-from labkit.lab.checks import Exercise, NotYet, run
-from labkit.settings import BrokerSettings
+from labkit.lab.checks import Exercise, checked_function, run
+from labkit.settings.settings import BrokerSettings
+from labkit.trials import NotYet
 
 VIRTUAL_HOST = "lab-05"
 CHOICES = ("blocking", "select", "asyncio", "tornado", "gevent", "twisted", "libev", "connect")
@@ -120,6 +121,7 @@ class _Watched(ConnectionFactory):
 
 
 def _probe(answer: object) -> str:
+    checked_function(answer)
     good = brokers.up().settings(VIRTUAL_HOST).replace(connection_name=VIRTUAL_HOST)
     with _nobody_listens() as port:
         cases = (
@@ -146,7 +148,7 @@ def _try(answer: object, case: str, settings: BrokerSettings, expected: str) -> 
             raise NotYet(f"{case}: nothing happened. Nobody ran connection.ioloop to its end")
         if not all(connection.is_closed for connection in factory.made):
             raise NotYet(
-                f"{case}: the loop was stopped before the broker's goodbye came, so the connection is half closed. "
+                f"{case}: the loop was stopped before the broker's CloseOk came, so the connection is half closed. "
                 "Stop the loop in on_close_callback"
             )
         if said != expected:

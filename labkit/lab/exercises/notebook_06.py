@@ -20,7 +20,8 @@ from labkit.events import (
     ConnectionUnblocked,
     Event,
 )
-from labkit.lab.checks import Exercise, NotYet, describe
+from labkit.lab.checks import Exercise, describe
+from labkit.trials import NotYet
 
 # -- 06.1: the order ---------------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ import pika.exceptions as px
 from pika.adapters.utils import connection_workflow as workflow
 
 from labkit.errors import AuthenticationFailed, ConnectError
-from labkit.lab.checks import Exercise, NotYet, describe, run
+from labkit.lab.checks import Exercise, describe, run
 from labkit.lab.herd import comebacks
 from labkit.retry import Backoff, FakeClock
+from labkit.trials import NotYet
 
 LOGIN_REFUSED = (
     "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.'"

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from labkit.lab.checks import Exercise, NotYet, describe, run
+from labkit.lab.checks import Exercise, describe, run
+from labkit.trials import NotYet
 
 WOKEN: Final = 1.5  # seconds in which a thread that was woken has its answer, many times over
 QUIET: Final = 0.25  # seconds in which a getter that must wait gets nothing

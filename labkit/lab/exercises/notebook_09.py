@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from labkit.confirms import Confirmation, Outcome
 from labkit.errors import OutcomeUnknown, Unroutable
-from labkit.lab.checks import Exercise, NotYet, describe, run
-from labkit.lab.trial_stand import Manager
-from labkit.lab.trials import EIGHT, run_trials
+from labkit.lab.checks import Exercise, describe, run
 from labkit.manager import ConnectionManager
-from labkit.settings import BrokerSettings
+from labkit.messaging.confirmations import Confirmation, Outcome
+from labkit.settings.settings import BrokerSettings
 from labkit.topology import Message
+from labkit.trials import EIGHT, Manager, NotYet, run_trials
 
 # -- 09.1: the order of an end -------------------------------------------------------------------------------------
 
@@ -63,7 +62,7 @@ class _Delivery:
         self._story.append("ack")
 
     def nack(self, *, requeue: bool = True) -> None:
-        """It goes back, or to the dead letters."""
+        """The message goes back, or to the dead letters."""
         self._story.append("back" if requeue else "dead letter")
 
     def reject(self, *, requeue: bool = False) -> None:
@@ -112,7 +111,7 @@ def _forwards(answer: object) -> str:
         if "ack" in story:
             raise NotYet(f"{what}, and it acknowledged all the same: nobody has the order")
         if error is None and not {"back", "dead letter"} & set(story):
-            raise NotYet(f"{what}, and forward() returned in silence: the order stays with you, unsettled, for ever")
+            raise NotYet(f"{what}, and forward() returned in silence: the order stays with you, unsettled, forever")
     if sent[0][2].message_id != ORDER.message_id:
         raise NotYet("the order's message_id is gone: whoever gets it twice cannot know. Publish delivery.message")
     return "confirmed first, acknowledged second; what is not confirmed is not acknowledged"
@@ -177,7 +176,7 @@ EXERCISES: tuple[Exercise, ...] = (
         "09.2",
         _forwards,
         hints=(
-            "The line is cut between the first line and the second. Where is the order now?",
+            "The link is cut between the first line and the second. Where is the order now?",
             "publish() returns a future at once. Which of its methods waits for the broker's answer?",
             "result() returns on a confirm and raises otherwise. What must come after it?",
         ),

@@ -11,7 +11,8 @@ from typing import Any
 import trustme
 
 from labkit.errors import ConfigurationError
-from labkit.lab.checks import Exercise, NotYet, run
+from labkit.lab.checks import Exercise, run
+from labkit.trials import NotYet
 
 PATIENCE = 3.0  # seconds for a handshake; it takes milliseconds
 GREETING = b"AMQP"

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.lab.notebook_file import read
-from labkit.lab.notebook_rules import anatomy, code, exercises, outputs, prose
+from labkit.lab.notebook_rules import anatomy, code, exercises, outputs, prose, terms
 from labkit.lab.notebook_rules.sheet import Sheet
 
 Rule = Callable[[Sheet], Iterator[str]]
 
 RULES: tuple[Rule, ...] = (
     *prose.RULES,
+    *terms.RULES,
     *anatomy.RULES,
     *code.RULES,
     *exercises.RULES,

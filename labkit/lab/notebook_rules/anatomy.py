@@ -1,16 +1,18 @@
 """Rules about the order of things: card, setup, prediction before observation, recap, clean-up."""
 
 import ast
+import copy
 from collections.abc import Iterator
 
-from labkit.lab.notebook_file import CARD_ROWS, NAME, card
+from labkit.lab.generated import fill_in
+from labkit.lab.notebook_file import CARD_ROWS, NAME, card, shown_text
 from labkit.lab.notebook_rules.sheet import Sheet, first_text
 
 CLOSED = "nothing left open"
 CLOSING_HEADINGS = ("Recap", "Glossary")
 KNOWN_TAGS = {
     # ours
-    "check", "exercise", "predict", "recall", "solution",
+    "check", "exercise", "predict", "raw-pika", "recall", "solution",
     # nbval's and nbclient's
     "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception",
 }  # fmt: skip
@@ -37,6 +39,14 @@ def card_is_complete(sheet: Sheet) -> Iterator[str]:
         yield "its card does not say the minutes, as in: 10 to read, 20 to do"
 
 
+def generated_lines(sheet: Sheet) -> Iterator[str]:
+    """The links to the neighbours and the minutes are what ``labkit refresh`` writes: all there, and none too few."""
+    typed = [cell.source for cell in sheet.notebook.cells[:2]]
+    wanted = [cell.source for cell in fill_in(copy.deepcopy(sheet.notebook), sheet.path).cells[:2]]
+    if typed != wanted:
+        yield "its links to other notebooks or its minutes are not up to date: run `labkit refresh`"
+
+
 def setup_cell(sheet: Sheet) -> Iterator[str]:
     """The first code cell is the same everywhere but for the number: import Lab, make one."""
     wanted = f'from labkit.lab import Lab; lab = Lab("{sheet.number}")'
@@ -55,7 +65,7 @@ def clean_up_cell(sheet: Sheet) -> Iterator[str]:
     last = sheet.code[-1] if sheet.code else None
     if last is None or last.source.strip() != "lab.close()":
         yield "its last code cell is not lab.close()"
-    elif not any(CLOSED in output.get("text", "") for output in last.cell.outputs):
+    elif CLOSED not in shown_text(last.cell):
         yield f"lab.close() did not print {CLOSED!r}"
 
 
@@ -88,7 +98,7 @@ def prediction_before_observation(sheet: Sheet) -> Iterator[str]:
 
 
 def closing_sections(sheet: Sheet) -> Iterator[str]:
-    """It closes with a recap and a glossary."""
+    """A notebook closes with a recap and a glossary."""
     texts = [text for _, _, text in sheet.headings]
     for heading in CLOSING_HEADINGS:
         if not any(text.startswith(heading) for text in texts):
@@ -108,6 +118,7 @@ def known_tags(sheet: Sheet) -> Iterator[str]:
 RULES = (
     file_name,
     card_is_complete,
+    generated_lines,
     setup_cell,
     clean_up_cell,
     prediction_before_observation,

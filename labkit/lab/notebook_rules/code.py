@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from labkit.lab.notebook_rules.sheet import Place, Sheet, last_name
 
 LONGEST = 20  # lines; longer code belongs in labkit, shown with inspect.getsource
+WIDEST = 100  # characters; what a cell shows without sideways scrolling in a window of 1280 pixels (measured: 103)
+RAW_PIKA = "raw-pika"  # the tag of a cell that opens a connection of Pika's by hand
 FORBIDDEN_CALLS = {
     "clear_output": "nbval keeps every step; change a widget's value instead",
     "update_display": "nbval keeps the first display; change a widget's value instead",
@@ -17,6 +19,11 @@ FORBIDDEN_CALLS = {
     "input": "a cell that waits for the keyboard hangs when nobody is there",
     "get_ipython": "a cell is plain Python, so that it can be copied into a program",
 }
+PIKA_CONNECTIONS = (
+    "BlockingConnection", "SelectConnection", "AsyncioConnection", "TornadoConnection", "GeventConnection",
+    "TwistedProtocolConnection",
+)  # fmt: skip
+CONNECTS = re.compile(r".*(Connection|Factory|Pool|Manager|Monitor|Publisher|Consumer|Client|Server)")  # of labkit's
 _MARKER = re.compile(r"#\s*(NBVAL_|PYTEST_VALIDATE)")
 _NOT_PYTHON = re.compile(r"^\s*(%|!|\?|.*\?\s*$)", re.MULTILINE)
 _HISTORY = {"In", "Out", "_i", "_ii", "_iii", "_ih", "_oh", "_dh"}
@@ -90,6 +97,43 @@ def short_cells(sheet: Sheet) -> Iterator[str]:
             yield f"{place} has {lines} lines; at most {LONGEST}: move code into labkit"
 
 
+def no_wide_line(sheet: Sheet) -> Iterator[str]:
+    """No line of code is wider than :data:`WIDEST`: nobody reads code that has to be scrolled sideways."""
+    for place in sheet.code:
+        for line in place.source.splitlines():
+            if len(line) > WIDEST:
+                yield f"{place}: a line of {len(line)} characters; at most {WIDEST}: {line.strip()[:40]!r}"
+
+
+def raw_pika_is_announced(sheet: Sheet) -> Iterator[str]:
+    """Only a cell with the tag ``raw-pika`` opens a connection of Pika's by hand; all others go through labkit."""
+    raw = [place for place in sheet.code if _opens_pika(place)]
+    for place in sheet.code:
+        if place in raw and RAW_PIKA not in place.tags:
+            yield f"{place} opens a connection of Pika's by hand: go through labkit, or give it the tag {RAW_PIKA!r}"
+        if place not in raw and RAW_PIKA in place.tags:
+            yield f"{place} has the tag {RAW_PIKA!r} and opens no connection of Pika's"
+
+
+def plain_pika_first(sheet: Sheet) -> Iterator[str]:
+    """Before a notebook imports the first class of labkit's that connects, a cell has opened a connection of Pika's.
+
+    Plain Pika shows what the problem is; who has not seen that does not know what labkit is for.
+    """
+    for place in sheet.code:
+        if _opens_pika(place):
+            return
+        for node in place.nodes():
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "labkit":
+                for name in (alias.name for alias in node.names if CONNECTS.fullmatch(alias.name)):
+                    yield f"{place} imports {name} before any cell has opened a connection of Pika's by hand"
+                    return
+
+
+def _opens_pika(place: Place) -> bool:
+    return any(True for _ in place.calls(*PIKA_CONNECTIONS))
+
+
 def public_names_only(sheet: Sheet) -> Iterator[str]:
     """Notebooks import what a learner could: no ``_underscore`` name of labkit."""
     for place in sheet.code:
@@ -118,5 +162,8 @@ RULES = (
     no_forbidden_call,
     no_comment_marker,
     short_cells,
+    no_wide_line,
+    raw_pika_is_announced,
+    plain_pika_first,
     public_names_only,
 )

@@ -38,8 +38,7 @@ class Place:
     @cached_property
     def prose(self) -> str:
         """The text of a Markdown cell without code and comments."""
-        text = _COMMENT.sub("", _FENCE.sub("", self.source))
-        return _CODE_SPAN.sub("``", text)
+        return prose_of(self.source)
 
     @cached_property
     def tree(self) -> ast.Module | None:
@@ -96,6 +95,11 @@ class Sheet:
                 if heading:
                     found.append((place, len(heading[1]), heading[2]))
         return found
+
+
+def prose_of(markdown: str) -> str:
+    """Return *markdown* without its code and its comments."""
+    return _CODE_SPAN.sub("``", _COMMENT.sub("", _FENCE.sub("", markdown)))
 
 
 def last_name(node: ast.AST) -> str:

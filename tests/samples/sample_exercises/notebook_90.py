@@ -1,6 +1,7 @@
 """Exercises of the sample notebook 90."""
 
-from labkit.lab.checks import Exercise, NotYet, run
+from labkit.lab.checks import Exercise, run
+from labkit.trials import NotYet
 
 
 def _doubles(answer: object) -> str:

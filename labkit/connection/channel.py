@@ -1,0 +1,440 @@
+"""A channel for every thread: each call is handed to the I/O thread and waits there for the broker, with a deadline.
+
+A channel never recovers. Once something has closed it, it keeps the reason, and every call raises that.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, overload
+
+from labkit.connection.blame import declaring
+from labkit.connection.channel_io import ChannelIo, Request
+from labkit.connection.consume_options import ConsumeOptions
+from labkit.connection.io_thread import CLAIMED_MAX, IoThread
+from labkit.connection.lifecycle import Lifecycle
+from labkit.connection.link import Link
+from labkit.connection.topology_record import place_of
+from labkit.connection.topology_replay import STEP_PAUSE, entity_name, look
+from labkit.content.delivery import Delivery
+from labkit.content.sendable import check_route, frame_max_of, sendable, written_arguments
+from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, OutcomeUnknown
+from labkit.topology import Binding, Exchange, Message, Queue
+from labkit.values import check_type, checked_callable, checked_flag, checked_name, checked_number, checked_prefetch
+
+LOGGER = logging.getLogger(__name__)
+CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
+PLAIN = ConsumeOptions()
+PREFETCH = 10  # messages ahead, unless qos() says otherwise
+
+Handler = Callable[[Delivery], object]
+Answered = Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What the broker says of a queue when it is declared: its name, and how many messages and consumers it has."""
+
+    name: str
+    messages: int
+    consumers: int
+
+
+class ChannelOwner(Protocol):
+    """What a channel needs of its connection; in a child process the lifecycle is another one."""
+
+    recovery: bool | float
+    _life: Lifecycle
+    _io: IoThread
+
+
+def _ignore(_: Any) -> None:
+    """Take no note."""
+
+
+class Channel:
+    """One AMQP channel, from ``Connection.channel()``. Thread-safe; calls of several threads take turns.
+
+    Every method takes a ``timeout`` in seconds. A call that the broker does not answer in time, or that is
+    interrupted while it waits, costs the channel: an answer that comes later would be taken for the next call's.
+
+    Every method raises:
+
+    * ChannelLost: the channel is gone; ``reason`` is what closed it, ``ChannelClosedByBroker`` with the broker's 404 or
+      406 for example. The connection may be well: open another channel.
+    * DeadlineExceeded: no answer in time.
+    * ConfigurationError: a value that cannot be sent. The channel is well.
+
+    On a connection with recovery a queue that the broker names has another name on each new link (event QueueRenamed).
+    Every method takes the names that it had before, too; but a routing key is sent as it is.
+    """
+
+    def __init__(self, connection: "ChannelOwner", link: Link, *, timeout: float, confirm: bool = False) -> None:
+        self._connection = connection  # a channel in use keeps its connection alive
+        self._topology = connection._life.topology
+        self._core = ChannelIo(link, self, self._topology, confirm=confirm)
+        self._request("opening a channel", Request(self._core.open), timeout)
+
+    def __repr__(self) -> str:
+        return f"Channel({'open' if self.is_open else 'closed'})"
+
+    def __enter__(self) -> "Channel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used. Cheap: no I/O, no lock."""
+        return self._core.is_open
+
+    @property
+    def close_reason(self) -> BaseException | None:
+        """What closed it; None while it is open, and when this side closed it."""
+        return self._core.reason
+
+    @overload
+    def declare(self, what: Queue, *, passive: bool = ..., timeout: float = ...) -> QueueState: ...
+    @overload
+    def declare(self, what: Exchange | Binding, *, passive: bool = ..., timeout: float = ...) -> None: ...
+    def declare(
+        self, what: Queue | Exchange | Binding, *, passive: bool = False, timeout: float = CALL_TIMEOUT
+    ) -> QueueState | None:
+        """Make it unless it is there, or with *passive* only look whether it is; for a queue, return its state.
+
+        On a connection with recovery it is made again on every new link, until this side deletes it; a queue that the
+        broker names then gets another name. One that was declared before and is missing now, whoever deleted it, gets
+        back what was bound to it.
+
+        Raises:
+            ChannelLost: 404: it is missing (passive); 405: another connection's own; 406: it is there, and different.
+
+        Reference: AMQP 0-9-1, sections 1.6 and 1.7 (exchange, queue).
+        """
+        _check_entity("declare", what)
+        checked_flag("passive", passive)
+        ends = time.monotonic() + checked_number("timeout", timeout)
+        what = self._topology.present(what)
+        arguments = self._written(what)
+        if passive:
+            return self._declare(what, arguments, True, timeout)
+        was_lost = self._is_lost(what, timeout)
+        state = self._declare(what, arguments, False, timeout, self._noting(what))
+        if was_lost:
+            self._mend(what, max(0.0, ends - time.monotonic()))
+        return state
+
+    def delete(
+        self,
+        what: Queue | Exchange | Binding,
+        *,
+        if_unused: bool = False,
+        if_empty: bool = False,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        """Delete it; what is not there is no error.
+
+        Args:
+            what: A queue (with its messages), an exchange, or a binding.
+            if_unused: Only if nobody consumes from it, or nothing is bound to it; else ChannelLost (406).
+            if_empty: Only if the queue holds no message; else ChannelLost (406).
+            timeout: Seconds.
+        """
+        _check_entity("delete", what)
+        checked_flag("if_unused", if_unused)
+        checked_flag("if_empty", if_empty)
+        what = self._topology.present(what)
+        core, topology, arguments = self._core, self._topology, self._written(what)
+
+        def send(request: Request) -> None:
+            def deleted(_: Any) -> None:
+                topology.deleted(what)
+                request.settle()
+
+            channel = core.pika
+            if isinstance(what, Queue):
+                channel.queue_delete(what.name, if_unused, if_empty, deleted)
+            elif isinstance(what, Exchange):
+                channel.exchange_delete(what.name, if_unused, deleted)
+            else:
+                unbind = channel.queue_unbind if what.kind == "queue" else channel.exchange_unbind
+                unbind(what.destination, what.source, what.routing_key, arguments, deleted)
+
+        self._end("unbinding" if isinstance(what, Binding) else f"deleting {what.name!r}", send, timeout)
+
+    def qos(self, prefetch: int, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Let the broker send each later consumer *prefetch* unacknowledged messages ahead: 1 to 65535."""
+        checked_prefetch(prefetch)
+        self._rpc("setting the prefetch", lambda channel, done: channel.basic_qos(0, prefetch, callback=done), timeout)
+        self._core.prefetch = prefetch
+
+    def publish(
+        self,
+        message: Message | bytes | str,
+        *,
+        exchange: str = "",
+        routing_key: str,
+        mandatory: bool = False,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        """Send *message*. It returns when the bytes are on their way: the broker has confirmed nothing.
+
+        On a ``connection.channel(confirm=True)`` it returns when the broker has taken the message. Threads that publish
+        at the same time wait at the same time.
+
+        While the broker blocks this connection (an alarm), or does not read, it waits for *timeout* seconds; after
+        DeadlineExceeded nothing was sent, and the channel is well.
+
+        Args:
+            message: A message, or a body.
+            exchange: Its name; "": the default exchange, where the routing key is a queue's name.
+            routing_key: Up to 255 bytes.
+            mandatory: Have it returned (event MessageReturned) if no queue would receive it.
+            timeout: Seconds.
+
+        Raises, with confirms:
+            PublishRejected: the broker did not take it. MessageRefused: it never will, and has closed the channel.
+            Unroutable: it was mandatory, and no queue would receive it; or there is no such exchange (``reply_code``
+                404), which costs the channel.
+            OutcomeUnknown: no answer: the channel was lost first, or the time was over, which costs the channel.
+        """
+        core = self._core  # not self: a request may outlive the channel's user
+        check_route(exchange, routing_key, mandatory)
+        whole, properties = sendable(message, frame_max_of(core.link.connection))
+        body = whole.body
+
+        def send(request: Request) -> None:
+            if not request.waiter.claim():
+                return
+            core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
+            if core.confirms is None:
+                request.settle()
+            else:
+                sent.append(core.confirms.expect(request.waiter, exchange, routing_key, whole))
+                request.waiter.release()
+
+        sent: list[int] = []
+        try:
+            self._request("publishing", Request(send, is_publish=True), timeout)
+        except (ChannelLost, DeadlineExceeded) as exc:
+            if not sent:
+                raise
+            text = f"the message was sent, and the broker's answer did not come: {exc}"
+            raise OutcomeUnknown(text, message_id=whole.message_id) from exc
+
+    def get(self, queue: str, *, auto_ack: bool = False, timeout: float = CALL_TIMEOUT) -> Delivery | None:
+        """Take one message from *queue*, to be settled; None if it is empty.
+
+        With *auto_ack* the broker forgets the message as it sends it: it is lost if the link is lost on its way.
+        """
+        queue = self._topology.current(checked_name("queue", queue))
+        options = PLAIN if auto_ack is False else ConsumeOptions(auto_ack=auto_ack)
+        answer = self._request(f"getting from {queue!r}", Request(partial(self._core.get, queue, options)), timeout)
+        return answer if isinstance(answer, Delivery) else None
+
+    def consume(
+        self,
+        queue: str,
+        handler: Handler,
+        *,
+        auto_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        tag: str | None = None,
+        timeout: float = CALL_TIMEOUT,
+    ) -> str:
+        """Have *handler* called with every :class:`Delivery`; return the consumer's tag at once.
+
+        The handler runs on a thread of this consumer's own, one message after the other, and settles each delivery
+        (or has another thread do it). A message whose handler raised and did not settle it goes back to the queue
+        once; when that happens again it is rejected (dead-letter exchange, else dropped). At most ``qos()`` messages
+        wait here; 10 if it was not called.
+
+        Args:
+            queue: Its name.
+            handler: A function of one delivery.
+            auto_ack: Have the broker forget each message as it sends it: none comes twice, and what has not arrived
+                when the link is lost, or the consumer is cancelled, is lost. What has arrived is handled. The broker
+                sends on without limit, and what the handler has not taken waits here, without limit. It is what
+                direct reply-to demands: consume from "amq.rabbitmq.reply-to", and publish on this channel.
+            exclusive: Have nobody else consume from the queue; ChannelLost (403) if somebody does.
+            arguments: Such as ``{"x-priority": 10}``. On a stream: ``{"x-stream-offset": "first"}``; a stream takes
+                nothing back, so a message whose handler raised is tried once more at once.
+            tag: The consumer's name on this channel, 1 to 255 bytes; None: one is made up.
+            timeout: Seconds.
+        """
+        options = ConsumeOptions(auto_ack=auto_ack, exclusive=exclusive, arguments=arguments, tag=tag)
+        queue = self._topology.current(checked_name("queue", queue))
+        checked_callable("handler", handler, "a function of one delivery")
+        if self._core.prefetch is None:
+            self.qos(PREFETCH, timeout=timeout)
+        request = Request(partial(self._core.consume, queue, handler, options))
+        return str(self._request(f"consuming from {queue!r}", request, timeout))
+
+    def cancel(self, tag: str, *, timeout: float = CALL_TIMEOUT) -> None:
+        """End that consumer: messages that its handler has not begun go back to the queue. Twice is fine."""
+        check_type("tag", tag, str)
+        self._end("cancelling", partial(self._core.cancel, tag), timeout)
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        """Close it; the broker takes back what is not settled. Twice is fine; never raises for a dead link."""
+        checked_number("timeout", timeout)
+        if self._core.is_closed:
+            return
+        ends = time.monotonic() + timeout
+        try:
+            self._request("closing the channel", Request(self._core.close), timeout)
+        except (ChannelLost, DeadlineExceeded) as exc:
+            LOGGER.info("closing: %s", exc)
+        self._connection._life.mailbox.flush_by(ends)
+
+    def _close_soon(self) -> None:
+        """Close it without waiting for the broker, which answers nothing while it blocks the connection."""
+        core = self._core
+        core.is_leaving = True
+        core.io.post(lambda: core.close(Request(lambda _: None)))
+
+    def _written(self, what: Queue | Exchange | Binding) -> dict[str, Any] | None:
+        return written_arguments(what.arguments, frame_max_of(self._core.link.connection))
+
+    def _noting(self, what: Queue | Exchange | Binding) -> Answered:
+        """Return what takes note, with the answer, that *what* is there, and is to be there on the next link."""
+        life, topology = self._connection._life, self._topology  # not self, as in publish()
+        if self._connection.recovery is False:  # nobody declares it again
+            return _ignore
+
+        def take_note(frame: Any) -> None:
+            name = str(frame.method.queue) if isinstance(what, Queue) else entity_name(what)
+            topology.declared(what, name, home=life)
+            life.blame.clear(declaring(what, name))
+
+        return take_note
+
+    def _declare(
+        self,
+        what: Queue | Exchange | Binding,
+        arguments: dict[str, Any] | None,
+        passive: bool,
+        timeout: float,
+        take_note: Answered = _ignore,
+    ) -> QueueState | None:
+        if isinstance(what, Queue):
+            frame = self._rpc(
+                f"declaring queue {what.name!r}",
+                lambda channel, done: channel.queue_declare(
+                    what.name, passive, what.durable, what.exclusive, what.auto_delete, arguments, callback=done
+                ),
+                timeout,
+                take_note,
+            )
+            method = frame.method
+            return QueueState(str(method.queue), int(method.message_count), int(method.consumer_count))
+        if isinstance(what, Exchange):
+            self._rpc(
+                f"declaring exchange {what.name!r}",
+                lambda channel, done: channel.exchange_declare(
+                    what.name, what.type, passive, what.durable, what.auto_delete, what.internal, arguments, done
+                ),
+                timeout,
+                take_note,
+            )
+            return None
+        if passive:
+            raise ConfigurationError("declare: AMQP cannot look for a binding; allowed: passive=False", field="passive")
+        is_for_queue = what.kind == "queue"
+        self._rpc(
+            "binding a queue" if is_for_queue else "binding an exchange",
+            lambda channel, done: (channel.queue_bind if is_for_queue else channel.exchange_bind)(
+                what.destination, what.source, what.routing_key, arguments, done
+            ),
+            timeout,
+            take_note,
+        )
+        return None
+
+    def _is_lost(self, what: Queue | Exchange | Binding, timeout: float) -> bool:
+        """Return whether *what* was bound here and is missing: so are its bindings, then."""
+        link, topology = self._core.link, self._topology
+        if isinstance(what, Binding) or not topology.has_bindings:
+            return False
+
+        def begin(request: Request) -> None:
+            if topology.is_bound(place_of(what, what.name)):
+                look(link, what, request.settle)
+            else:
+                request.settle(False)
+
+        return bool(self._request(f"looking for {what.name!r}", Request(begin), timeout))
+
+    def _mend(self, what: Queue | Exchange | Binding, timeout: float) -> None:
+        """Have declared again what is bound to *what*, which was missing and is there now."""
+        link, replay = self._core.link, self._connection._life.replay
+        mending = Request(lambda request: replay.mend(link, place_of(what, entity_name(what)), request.settle))
+        self._request(f"binding {entity_name(what)!r} again", mending, timeout)
+
+    def _end(self, what: str, begin: Callable[[Request], None], timeout: float) -> None:
+        """As a request, for what no step of a replay is to bring back."""
+        core, replay = self._core, self._connection._life.replay
+
+        def send(request: Request) -> None:
+            if replay.must_wait(request.waiter):
+                core.io.call_later(STEP_PAUSE, lambda: core.begin(request))
+            else:
+                begin(request)
+
+        self._request(what, Request(send), timeout)
+
+    def _rpc(
+        self,
+        what: str,
+        begin: Callable[[Any, Answered], object],
+        timeout: float,
+        take_note: Answered = _ignore,
+    ) -> Any:
+        """Return the answer to what *begin* sends. *take_note* gets it first, on the I/O thread, whoever waits."""
+        core = self._core
+
+        def send(request: Request) -> None:
+            def answered(frame: Any) -> None:
+                take_note(frame)
+                request.settle(frame)
+
+            begin(core.pika, answered)
+
+        return self._request(what, Request(send), timeout)
+
+    def _request(self, what: str, request: Request, timeout: float) -> Any:
+        checked_number("timeout", timeout)
+        self._connection._io.may_wait()
+        core = self._core
+        try:
+            core.io.post(lambda: core.begin(request))
+            in_time = request.waiter.wait(timeout)
+        except BaseException:
+            core.is_doubtful = True
+            request.waiter.abandon()
+            core.io.post(lambda: core.give_up(request, KeyboardInterrupt(f"{what} was interrupted")))
+            raise
+        if not in_time and (request.waiter.abandon() or not request.waiter.wait(CLAIMED_MAX)):
+            late = DeadlineExceeded(f"{what}: no answer within {timeout:g} s", deadline=timeout)
+            core.io.post(lambda: core.give_up(request, late))
+            raise late
+        try:
+            return request.waiter.result()
+        except ChannelLost as exc:
+            raise ChannelLost(f"{what}: {exc}", reason=exc.reason) from exc.reason
+
+
+def _check_entity(verb: str, what: object) -> None:
+    if not isinstance(what, Queue | Exchange | Binding):
+        raise ConfigurationError(
+            f"{verb}: a {type(what).__name__} is not allowed; allowed: a Queue, an Exchange or a Binding", field="what"
+        )
+    if isinstance(what, Binding) and not what.destination:
+        raise ConfigurationError(
+            f"{verb}: a Binding without a destination is not allowed here; allowed: a queue or an exchange",
+            field="destination",
+        )

@@ -1,0 +1,451 @@
+"""The side of a channel that lives on the I/O thread: Pika's channel, and who waits for which answer.
+
+Holds neither the user's ``Channel`` nor its ``Connection``, so that both can be collected when they are forgotten.
+"""
+
+import logging
+import struct
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pika
+import pika.exceptions as px
+
+from labkit.concurrency.bell import PendingCall
+from labkit.connection.blame import SOMEBODY
+from labkit.connection.channel_confirms import Confirms
+from labkit.connection.channel_consumer import ChannelConsumer
+from labkit.connection.consume_options import ConsumeOptions
+from labkit.connection.link import Link
+from labkit.connection.topology_record import TopologyRecord
+from labkit.connector.private_pika import BASIC_PUBLISH, closing_method, ignore_late_deliveries, unsent_bytes
+from labkit.content.delivery import Delivery, check_not_settled, return_unsettled
+from labkit.errors import ChannelLost, ConfigurationError, LabkitError, LeaseError, describe
+from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled, MessageReturned
+from labkit.topology import Message
+
+LOGGER = logging.getLogger(__name__)
+UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
+UNSENT_PAUSE = 0.02  # seconds between two looks at them
+JUST_PUBLISHED = 5.0  # seconds in which the broker ends a link over a message; it takes milliseconds
+# What Pika and Python raise for a value that does not fit AMQP (a long name, an odd header); nothing was sent.
+NOT_SENDABLE = (
+    px.ShortStringTooLong,
+    px.UnsupportedAMQPFieldException,
+    struct.error,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+)
+
+
+class Request:
+    """One call on its way: what to do on the I/O thread, and who waits for the answer.
+
+    Args:
+        begin: Sends it; later it, or Pika's callback, settles the request.
+        is_publish: It may be held back while the broker takes no publishes.
+    """
+
+    __slots__ = ("begin", "is_publish", "waiter")
+
+    def __init__(self, begin: Callable[["Request"], None], *, is_publish: bool = False) -> None:
+        self.begin = begin
+        self.is_publish = is_publish
+        self.waiter = PendingCall()
+
+    def settle(self, value: Any = None) -> None:
+        """Answer."""
+        self.waiter.settle(value)
+
+
+class _Get(NamedTuple):
+    queue: str
+    options: ConsumeOptions  # of which a get has one: auto_ack
+    request: Request
+
+
+class ChannelIo:
+    """One Pika channel on one link. On the I/O thread only, but for ``reason`` and what begins with ``is_``."""
+
+    def __init__(self, link: Link, facade: object, topology: TopologyRecord, *, confirm: bool = False) -> None:
+        self.link = link
+        self._topology = topology
+        self.confirms = Confirms() if confirm else None
+        self._has_delivered = False
+        self._facade = weakref.ref(facade)
+        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
+        self._unsettled: dict[int, ChannelConsumer | None] = {}  # by delivery tag, with whose they are; None: of a get
+        self.io = link.io
+        self.pika: Any = None
+        self.number = 0
+        self.prefetch: int | None = None
+        self.reason: BaseException | None = None
+        self.is_open = False
+        self.is_closed = False
+        self.is_leaving = False  # its user has closed it without waiting for that; set from any thread
+        self.is_doubtful = False  # a call was interrupted, and whether that ends the channel is not known yet
+        self._pending: set[Request] = set()
+        self._gets: deque[_Get] = deque()
+        self._held: deque[Request] = deque()
+        self._consumers: dict[str, ChannelConsumer] = {}
+        self._is_polling = False
+        self._closing_method: Callable[[], tuple[int, int] | None] = lambda: None
+        self._published_at = float("-inf")  # the last message that nobody answers
+
+    def tick(self) -> None:
+        """Close a channel that nobody can use any more: an interrupt may have come before its user had it."""
+        self._prune()
+        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled):
+            self._end(None)
+
+    def begin(self, request: Request) -> None:
+        """Start *request*, unless nobody waits for it any more."""
+        if request.waiter.is_abandoned:
+            return
+        if self.is_closed:
+            request.waiter.settle(error=self.lost())
+            return
+        if request.is_publish and (self._held or not self._may_publish()):
+            self._held.append(request)
+            self._look_again()
+            return
+        self._start(request)
+
+    def give_up(self, request: Request, reason: BaseException) -> None:
+        """The caller waits no more: a request sent and never answered leaves a channel that cannot be trusted."""
+        asked = [each.request for each in self._gets][1:]  # these wait for the first one's answer
+        if request in self._held:
+            self._held.remove(request)
+        elif request in asked:
+            self._gets = deque(each for each in self._gets if each.request is not request)
+            self._pending.discard(request)
+        elif request.waiter.is_settled:  # interrupted just then; a message that it got would never be settled
+            if not request.is_publish:
+                self._end(reason)
+        elif request in self._pending:
+            self._end(reason)
+
+    def open(self, request: Request) -> None:
+        """Open Pika's channel."""
+        connection = self.link.connection
+        if connection is None or not self.link.is_open:
+            raise self.lost(self.link.reason or px.ConnectionWrongStateError("the connection is closed"))
+
+        def opened(_: Any) -> None:
+            if not self.is_closed:
+                self.is_open = True
+                self.link.emit(ChannelOpened(number=self.number))
+            if self.confirms is None or self.is_closed:
+                request.settle()
+            else:
+                self.pika.confirm_delivery(self.confirms.answered, callback=request.settle)
+
+        try:
+            self.pika = connection.channel(on_open_callback=opened)
+        except px.AMQPError as exc:
+            self.is_closed, self.reason = True, exc
+            raise self.lost() from exc
+        self.number = self.pika.channel_number
+        self.link.channels.add(self)
+        self._closing_method = closing_method(self.pika)
+        self.pika.add_on_close_callback(lambda _, reason: self._gone(reason))
+        self.pika.add_on_return_callback(self._returned)
+        self.pika.add_on_cancel_callback(self._cancelled_by_broker)
+        # One for all gets: a callback a call would pile up, for Pika 1.4 cannot take one back.
+        self.pika.add_callback(lambda _: self._got(None), [pika.spec.Basic.GetEmpty], one_shot=False)
+
+    def close(self, request: Request) -> None:
+        """Close it, asked for by this side."""
+        channel = self.pika
+        self._end(None, but=request)
+        if channel is None or channel.is_closed or not self.link.is_open:
+            request.settle()
+        else:
+            channel.add_on_close_callback(lambda *_: request.settle())
+
+    def give_back(self) -> None:
+        """Close it, which its borrower has left open."""
+        self._end(LeaseError("what it was opened on was given back to its pool"))
+
+    def when_gone(self, function: Callable[["ChannelIo"], None]) -> None:
+        """Call *function* when the broker has closed it, or its link has ended in order."""
+        self.pika.add_on_close_callback(lambda *_: function(self))
+
+    def link_ended(self, reason: BaseException) -> None:
+        """The channel is gone with its link."""
+        self._end(reason)
+
+    def forget(self, reason: BaseException) -> None:
+        """Be closed, in a child process after a fork: no lock, no event, no word to the broker."""
+        self.is_open, self.is_closed, self.reason = False, True, reason
+
+    def resume(self) -> None:
+        """Send the publishes that were held back, as far as they may go."""
+        while self._held and self._may_publish():
+            self._start(self._held.popleft())
+
+    def get(self, queue: str, options: ConsumeOptions, request: Request) -> None:
+        """Ask for one message; one get at a time, for the answer does not say whose it is."""
+        self._gets.append(_Get(queue, options, request))
+        if len(self._gets) == 1:
+            self._ask()
+
+    def consume(
+        self, queue: str, handler: Callable[[Delivery], object], options: ConsumeOptions, request: Request
+    ) -> None:
+        """Start a consumer; the request gets its tag."""
+        consumer = ChannelConsumer(queue, handler, options)
+
+        def consuming(_: Any) -> None:
+            if not consumer.is_cancelled:
+                consumer.is_counted = True
+                self._topology.consumed(queue)
+            request.settle(tag)
+
+        def deliver(_: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+            self._deliver(consumer, method, properties, body)
+
+        try:
+            tag = options.consume(self.pika, queue, deliver, consuming)
+        except px.DuplicateConsumerTag as exc:
+            problem = f"tag: {options.tag!r} is in use on this channel; allowed: one that no consumer here has had"
+            raise ConfigurationError(problem, field="tag", value=options.tag) from exc
+        self._consumers[tag] = consumer
+
+    def cancel(self, tag: str, request: Request) -> None:
+        """End a consumer."""
+        consumer = self._consumers.pop(tag, None)
+        if consumer is None:
+            request.settle()
+            return
+        self._over(consumer, self._topology.cancelled)
+        is_stream = consumer.options.is_stream
+
+        def cancelled(_: Any) -> None:
+            for each in consumer.take_waiting():
+                self._unsettled.pop(each, None)
+                if not is_stream:
+                    self.pika.basic_nack(each, requeue=True)
+            request.settle()
+
+        if is_stream:
+            ignore_late_deliveries(self.pika, tag)
+        self.pika.basic_cancel(tag, callback=cancelled)
+
+    def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
+        """Send the answer for a delivery; from any thread."""
+
+        def send() -> None:
+            if not self.is_open:
+                raise self.lost()
+            check_not_settled(tag, self._acked_up_to)
+            if not may_send():
+                return
+            self._unsettled.pop(tag, None)
+            try:
+                if verb == "ack":
+                    self.pika.basic_ack(tag)
+                elif verb == "ack-multiple":
+                    self._acked_up_to = tag
+                    self._unsettled = {each: whose for each, whose in self._unsettled.items() if each > tag}
+                    self.pika.basic_ack(tag, multiple=True)
+                elif verb == "nack":
+                    self.pika.basic_nack(tag, requeue=requeue)
+                else:
+                    self.pika.basic_reject(tag, requeue=requeue)
+            except px.AMQPError as exc:  # closed between its last sign of life and now
+                raise self.lost(self.reason or exc) from exc
+
+        self.io.call(send, timeout=timeout)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the next user would meet nothing of the last one's but a prefetch: no consumer, message, open call.
+
+        From any thread.
+        """
+        return not (self.is_doubtful or self._has_delivered or self._consumers or self._unanswered())
+
+    @property
+    def holds(self) -> bool:
+        """Whether messages may go back to their queues when it ends. From any thread."""
+        return bool(self._unsettled or self._consumers or self._gets or self._unanswered())
+
+    def held(self) -> str:
+        """Return what its user has not ended, in words; "": nothing. From any thread."""
+        counts = {
+            "consumer": len(self._consumers),
+            "unsettled message": len(self._unsettled),
+            "unanswered call": self._unanswered(),
+        }
+        return ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n)
+
+    def lost(self, reason: BaseException | None = None) -> ChannelLost:
+        """Return the error for using it after its end."""
+        reason = reason or self.reason
+        text = "it was closed by this side" if reason is None else describe(reason)
+        return ChannelLost(f"the channel is gone: {text}", reason=reason)
+
+    def _start(self, request: Request) -> None:
+        if request.waiter.is_abandoned:
+            return
+        self._prune()
+        self._pending.add(request)
+        try:
+            request.begin(request)
+        except LabkitError as exc:
+            request.waiter.settle(error=exc)
+        except NOT_SENDABLE as exc:
+            problem = ConfigurationError(f"this cannot be sent: {describe(exc)}")
+            problem.__cause__ = exc
+            request.waiter.settle(error=problem)
+        except px.AMQPError as exc:  # closed between its last sign of life and now
+            request.waiter.settle(error=self.lost(self.reason or exc))
+        if request.waiter.is_settled:
+            self._pending.discard(request)
+            if request.is_publish:
+                self._published_at = time.monotonic()
+
+    def _is_anything_in_hand(self) -> bool:
+        """Whether the broker may have ended the link over something from here."""
+        is_awaited = any(not each.waiter.is_settled for each in self._pending)
+        return is_awaited or time.monotonic() - self._published_at < JUST_PUBLISHED
+
+    def _unanswered(self) -> int:
+        return sum(1 for each in (*self._pending, *self._held) if not each.waiter.is_settled)
+
+    def _gone(self, reason: BaseException) -> None:
+        """Pika's channel is closed."""
+        self.link.giving_back.discard(self)
+        self._end(reason)
+
+    def _prune(self) -> None:
+        self._pending = {each for each in self._pending if not each.waiter.is_settled}
+
+    def _may_publish(self) -> bool:
+        connection = self.link.connection
+        return not self.link.is_blocked and connection is not None and unsent_bytes(connection) < UNSENT_MAX
+
+    def _look_again(self) -> None:
+        """An alarm's end is told; that the socket takes bytes again is not."""
+        if self._is_polling:
+            return
+        self._is_polling = True
+
+        def look() -> None:
+            self._is_polling = False
+            self.resume()
+            if self._held:
+                self._look_again()
+
+        self.io.call_later(UNSENT_PAUSE, look)
+
+    def _end(self, reason: BaseException | None, but: Request | None = None) -> None:
+        """The channel is over, for *reason*; None: this side closed it."""
+        if self.is_closed:
+            return
+        if but is not None:
+            self._pending.discard(but)
+        was_open, may_give_back = self.is_open, self.holds
+        self.is_open, self.is_closed, self.reason = False, True, reason
+        self.link.channels.discard(self)
+        if isinstance(reason, px.ChannelClosed) and self.confirms and self._closing_method() == BASIC_PUBLISH:
+            self.confirms.refused(reason)
+        # Pika tells the channels before the link; and the end of the link is not a cancel.
+        is_link_lost = not self.link.is_open or isinstance(reason, px.AMQPConnectionError)
+        if is_link_lost and self._is_anything_in_hand():
+            self.link.in_hand.add(SOMEBODY)
+        for request in (*self._pending, *self._held):
+            request.waiter.settle(error=self.lost())
+        self._pending.clear()
+        self._held.clear()
+        self._gets.clear()
+        has_unsettled, self._unsettled = bool(self._unsettled), {}
+        for consumer in self._consumers.values():
+            self._over(consumer, self._topology.lost if is_link_lost else self._topology.cancelled)
+            consumer.waiting.clear()
+        self._consumers.clear()
+        if self.pika is not None and not (self.pika.is_closed or self.pika.is_closing) and self.link.is_open:
+            if has_unsettled:
+                return_unsettled(self.pika)
+            if may_give_back:
+                self.link.giving_back.add(self)
+            self.pika.close()
+        if was_open:
+            asked = isinstance(reason, px.ConnectionClosedByClient)  # the connection was closed, by this side
+            self.link.emit(ChannelClosed(number=self.number, reason=None if asked else reason))
+
+    def _ask(self) -> None:
+        get = self._gets[0]
+
+        def got(_: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+            self._got(self._delivery(get.queue, get.options, None, method, properties, body))
+
+        try:
+            self.pika.basic_get(get.queue, got, auto_ack=get.options.auto_ack)
+        except px.AMQPError as exc:
+            self._gets.popleft()
+            get.request.waiter.settle(error=self.lost(self.reason or exc))
+
+    def _got(self, delivery: Delivery | None) -> None:
+        if self._gets:
+            self._gets.popleft().request.settle(delivery)
+        if self._gets:
+            self._ask()
+
+    def _delivery(
+        self,
+        queue: str,
+        options: ConsumeOptions,
+        consumer: ChannelConsumer | None,
+        method: Any,
+        properties: pika.BasicProperties,
+        body: bytes,
+    ) -> Delivery:
+        if not options.auto_ack:
+            self._unsettled[method.delivery_tag] = consumer
+            self._has_delivered = True
+        message = Message.received(properties, body)
+        return Delivery.received(self, queue, method, message, auto_ack=options.auto_ack, is_stream=options.is_stream)
+
+    def _deliver(self, consumer: ChannelConsumer, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        tag, options = method.delivery_tag, consumer.options
+        if consumer.is_cancelled and not options.auto_ack:
+            if self.is_open and not options.is_stream:
+                self.pika.basic_nack(tag, requeue=True)
+            return
+        consumer.put(tag, self._delivery(consumer.queue, options, consumer, method, properties, body))
+
+    def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        if self.confirms is not None:
+            self.confirms.returned(method, properties.message_id, body)
+        self.link.emit(
+            MessageReturned(
+                exchange=method.exchange,
+                routing_key=method.routing_key,
+                reply_code=method.reply_code,
+                reply_text=method.reply_text,
+                message_id=properties.message_id,
+            )
+        )
+
+    def _cancelled_by_broker(self, frame: Any) -> None:
+        tag = frame.method.consumer_tag
+        consumer = self._consumers.pop(tag, None)
+        if consumer is not None:
+            self._over(consumer, self._topology.lost)
+            consumer.waiting.clear()
+            # Void at the broker: a channel that nobody can use any more need not wait for them.
+            self._unsettled = {tag: each for tag, each in self._unsettled.items() if each is not consumer}
+            self.link.emit(ConsumerCancelled(queue=consumer.queue, consumer_tag=tag))
+
+    def _over(self, consumer: ChannelConsumer, tell: Callable[[str], None]) -> None:
+        consumer.is_cancelled = True
+        if consumer.is_counted:
+            consumer.is_counted = False
+            tell(consumer.queue)

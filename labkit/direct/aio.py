@@ -1,0 +1,419 @@
+"""A connection for asyncio, small enough to read whole: open, publish, consume, close, each of them awaited.
+
+What it adds to Pika's ``AsyncioConnection``: no callbacks to chain, a failure is raised where you await, a cancelled
+task leaves nothing half-done, queues are declared or missed loudly, publishes are confirmed, and a message counts as
+done only when its handler has returned. ``labkit.direct.aio_link`` shows how a callback becomes something to await.
+
+What it cannot add: everything runs in one event loop. Code that blocks the loop (``time.sleep``, a long computation)
+blocks the heartbeats too; after about two of them the broker closes the connection.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import pika
+import pika.exceptions as px
+
+from labkit.connector.coroutines import AsyncBringup
+from labkit.connector.facts import Traffic
+from labkit.content.delivery import return_unsettled
+from labkit.content.failed_deliveries import EVERY_TIME, Handled, OnError, RetryCounts
+from labkit.content.sendable import frame_max_of, sendable
+from labkit.content.stream_position import offset_of
+from labkit.direct.aio_link import CALL_TIMEOUT, CLOSE_TIMEOUT, AsyncLink, LinkChannel
+from labkit.direct.confirming import ConfirmingChannel
+from labkit.direct.queues import NOT_FOUND
+from labkit.errors import (
+    ChannelLost,
+    ConfigurationError,
+    ConnectError,
+    DeadlineExceeded,
+    LabkitError,
+    LeaseError,
+    NotConnected,
+    OutcomeUnknown,
+    Unroutable,
+)
+from labkit.events import ConnectionClosed, ConnectionLost, Dispatcher, Event, Listener
+from labkit.settings.settings import BrokerSettings, checked_settings
+from labkit.topology import Message
+from labkit.values import checked_callable, checked_flag, checked_name, checked_number, checked_prefetch
+from labkit.verdicts import why_cancelled
+from labkit.watched import Watched
+
+GIVE_BACK_TIMEOUT = 0.5  # seconds that the end of consume() waits for the broker to take its messages back
+
+Handler = Callable[[Message], object]
+Opened = Callable[["AsyncConnection"], object]
+Ended = Callable[["AsyncConnection", BaseException], object]
+
+
+class AsyncConnection:
+    """One connection of one event loop, for any number of its tasks.
+
+    Not thread-safe: another thread says ``asyncio.run_coroutine_threadsafe(connection.publish(...), loop)``; use in
+    another event loop is a ``LeaseError``. It does not reconnect: after ``NotConnected``, :meth:`open` it again.
+
+    Args:
+        settings: Where to connect; None: the defaults.
+        on_open: Plain function of the connection, called when it is open. What it raises leaves :meth:`open`.
+        on_error: Of the connection and a ConnectError, called before :meth:`open` raises that.
+        on_close: Of the connection and the reason, called once when an open connection has ended, whoever ended it.
+            What it raises leaves :meth:`close`; after a loss nobody awaits it, and it goes to the event loop's
+            exception handler.
+        prefetch: How many unacknowledged messages the broker may send ahead to a :meth:`consume`, 1 to 65535.
+        declare: Declare a missing queue, durable. False: a missing queue is an error.
+        listeners: Functions that are called, on the event loop, with each event of connecting, losing and closing.
+
+    Raises:
+        ConfigurationError: here, as from every method, an invalid value, before anything is sent.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings | None = None,
+        *,
+        on_open: Opened | None = None,
+        on_error: Ended | None = None,
+        on_close: Ended | None = None,
+        prefetch: int = 10,
+        declare: bool = True,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        self.settings = BrokerSettings() if settings is None else checked_settings(settings)
+        self.prefetch = checked_prefetch(prefetch)
+        self.declare = checked_flag("declare", declare)
+        self._on_open = _checked_callback("on_open", on_open)
+        self._on_error = _checked_callback("on_error", on_error)
+        self._on_close = _checked_callback("on_close", on_close)
+        self._events = Dispatcher(listeners)
+        self._retry_counts: dict[OnError | None, RetryCounts] = {}  # through every consume() and open()
+        self._link: AsyncLink | None = None
+        self._traffic = Traffic()
+        self._publishing: ConfirmingChannel | None = None
+        self._known: set[str] = set()  # queues that were there when we looked
+        self._looking = asyncio.Lock()  # one task at a time; the others then find the work done
+        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._closes = 0  # how often close() was called: an open() that was under way meanwhile must not win
+
+    def __repr__(self) -> str:
+        return f"AsyncConnection({'open' if self.is_open else 'closed'})"
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the link lives, as far as the loop has read: after code that blocked it, await first, then look."""
+        return self._link is not None and self._link.is_open
+
+    async def open(self) -> Self:
+        """Connect; nothing happens if it is open.
+
+        Raises:
+            AuthenticationFailed, AccessRefused, TlsError: refused. Not retried.
+            ConnectError: nothing worked in ``connection_attempts`` tries or ``connect_deadline`` seconds.
+            NotConnected: :meth:`close` was called meanwhile.
+        """
+        async with self._opening_lock():
+            if not self.is_open:
+                await self._connect()
+        return self
+
+    async def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close within *timeout* seconds, and return when it is closed: ask, then drop the socket. Twice is fine."""
+        checked_number("timeout", timeout)
+        self._closes += 1
+        link = self._link
+        if link is None or link.loop.is_closed():
+            return
+        _check_loop(link)
+        is_ours = not (link.is_closing or link.ended.done())
+        try:
+            await link.close(timeout)
+        finally:
+            if is_ours:
+                reason = link.reason or px.ConnectionClosedByClient(200, "Normal shutdown")
+                self._tell(ConnectionClosed, clean=isinstance(reason, px.ConnectionClosedByClient))
+                self._on_close(self, reason)
+
+    async def publish(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> None:
+        """Put *message* into *queue*, and return when the broker has confirmed it.
+
+        Many may run at once: ``await asyncio.gather(*(connection.publish("q", text) for text in texts))`` costs one
+        round trip, not one a message. If it is cancelled, the message may or may not have arrived.
+
+        Raises:
+            Unroutable: the queue does not exist.
+            PublishRejected: the broker said no; it may be full. MessageRefused: it will always say no.
+            OutcomeUnknown: the link or the channel ended, or *deadline* seconds went by, before the broker answered.
+            DeadlineExceeded: they went by before it was sent.
+            ChannelLost, NotConnected: it was not sent; ``reason`` says what closed the channel or the link.
+        """
+        checked_name("queue", queue)
+        message, properties = sendable(message, frame_max_of(self._link and self._link.raw))
+        checked_number("deadline", deadline)
+        link = self._opened()
+        confirm: asyncio.Future[None] | None = None
+        try:
+            async with asyncio.timeout(deadline):
+                await self._find(link, queue)
+                confirm = (await self._confirming(link)).publish(queue, message, properties)
+                await confirm
+        except Unroutable:
+            self._known.discard(queue)
+            raise
+        except (ChannelLost, NotConnected) as exc:
+            if confirm is None:
+                raise
+            text = f"no confirm for the message for {queue!r}: {exc}"
+            raise OutcomeUnknown(text, message_id=message.message_id) from exc.reason
+        except TimeoutError as exc:
+            if confirm is None:
+                late = f"publish: {deadline:g} s went by before the message for {queue!r} was sent"
+                raise DeadlineExceeded(late, deadline=deadline) from exc
+            text = f"no confirm for the message for {queue!r} within {deadline:g} s"
+            raise OutcomeUnknown(text, message_id=message.message_id) from exc
+
+    async def consume(
+        self, queue: str, handler: Handler, auto_ack: bool = False, *, on_error: OnError | None = None
+    ) -> None:
+        """Call *handler* with each message, one at a time, until it is cancelled.
+
+        Run it in a task, and cancel that to stop. A message is acknowledged when its handler has returned. If the
+        handler raises, that message and those sent ahead go back to the queue and the exception leaves ``consume()``;
+        they go back, too, when it is cancelled or the link ends, and a handler at work is cancelled then. Of
+        messages whose handler raised, *on_error* says how often they do; a cancellation is no failure. With *auto_ack*
+        the broker forgets each message as it sends it: those that were sent ahead are lost then.
+
+        Args:
+            queue: Declared first if it is missing (see ``declare``).
+            handler: Function or coroutine function of one :class:`Message`. A plain function blocks the loop, and
+                so the heartbeats: keep it short.
+            auto_ack: Trade the messages for speed.
+            on_error: How often a message whose handler raised goes back before it is rejected (to the dead-letter
+                exchange, else it is dropped), as for :class:`labkit.Consumer`. None: it always goes back.
+
+        Raises:
+            ChannelLost: the broker cancelled the consumer, or closed the channel; it says what is known of the cause.
+            NotConnected: the link ended.
+        """
+        checked_name("queue", queue)
+        checked_callable("handler", handler, "a function of one message")
+        checked_flag("auto_ack", auto_ack)
+        retry_counts = self._retry_counts.setdefault(
+            on_error, RetryCounts(EVERY_TIME if on_error is None else on_error)
+        )
+        link = self._opened()
+        await self._find(link, queue)
+        channel = await LinkChannel.open(link)
+        inbox: asyncio.Queue[tuple[Any, pika.BasicProperties, bytes]] = asyncio.Queue()
+        raw = channel.raw
+        settler = None if auto_ack else _Settler(channel, queue, retry_counts)
+        raw.add_on_cancel_callback(lambda _: channel.close_soon(px.ConsumerCancelled()))
+        try:
+            await channel.ask("consume", lambda done: raw.basic_qos(prefetch_count=self.prefetch, callback=done))
+            await channel.ask(
+                "consume",
+                lambda done: raw.basic_consume(
+                    queue, lambda _, *delivery: inbox.put_nowait(delivery), auto_ack=auto_ack, callback=done
+                ),
+            )
+            worker = asyncio.create_task(_work(inbox, handler, settler))
+            either: set[asyncio.Future[Any]] = {worker, channel.ended}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                worker.cancel()
+                await asyncio.wait({worker})
+            if not worker.cancelled():
+                worker.result()  # raises what the handler raised
+            raise channel.lost("consume")
+        except ChannelLost as exc:
+            self._known.discard(queue)
+            if isinstance(exc.reason, px.ConsumerCancelled):
+                raise await _cancelled(link, queue, exc.reason) from exc.reason
+            raise
+        finally:
+            if link.is_open and raw.is_open and settler is not None and settler.takes_back:
+                return_unsettled(raw)
+            await channel.close(GIVE_BACK_TIMEOUT)
+
+    async def _connect(self) -> None:
+        closes = self._closes
+        try:
+            link, publishing = await AsyncBringup(self.settings, self._events, _open_one).run()
+        except ConnectError as exc:
+            self._on_error(self, exc)
+            raise
+        try:
+            if closes != self._closes:
+                raise NotConnected("open: close() was called meanwhile")  # noqa: TRY301 - the clean-up is below
+            self._traffic.begin(link.facts)
+            self._link, self._publishing, self._known, self._looking = link, publishing, set(), asyncio.Lock()
+            link.ended.add_done_callback(lambda ended: self._tell_of_loss(link, ended.result()))
+            self._on_open(self)
+        except BaseException:
+            link.is_closing = True
+            await link.drop(px.ConnectionOpenAborted("open() did not come to its end"))
+            self._tell(ConnectionClosed, clean=False)
+            raise
+
+    # For a monitor (labkit.watched), from any thread.
+
+    def _watched(self) -> Watched:
+        return Watched(connections=(self._traffic,))
+
+    def _listen(self, listener: Listener) -> None:
+        self._events.add(listener)
+
+    def _unlisten(self, listener: Listener) -> None:
+        self._events.remove(listener)
+
+    def _tell_of_loss(self, link: AsyncLink, reason: BaseException) -> None:
+        if not link.is_closing:
+            self._tell(ConnectionLost, reason=reason)
+            self._on_close(self, reason)
+
+    def _tell(self, event: type[Event], **facts: Any) -> None:
+        self._events.emit(event(connection=self.settings.connection_name, **facts))
+
+    def _opening_lock(self) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if self._link is not None and self._link.is_open:
+            _check_loop(self._link)
+        if self._opening is None or self._opening[0] is not loop:
+            self._opening = (loop, asyncio.Lock())
+        return self._opening[1]
+
+    def _opened(self) -> AsyncLink:
+        if self._link is None:
+            raise NotConnected("it is not open: await open() first")
+        if not self._link.is_open:
+            raise self._link.lost("not sent")
+        _check_loop(self._link)
+        return self._link
+
+    async def _confirming(self, link: AsyncLink) -> ConfirmingChannel:
+        """Return the channel that publishes; a new one if an error has closed the old one."""
+        async with self._looking:
+            if self._publishing is None or self._publishing.channel.ended.done():
+                self._publishing = await ConfirmingChannel.open(link)
+            return self._publishing
+
+    async def _find(self, link: AsyncLink, queue: str) -> None:
+        """Declare *queue*, durable, unless it is there; leave one that is there as it is."""
+        async with self._looking:
+            if queue in self._known:
+                return
+            try:
+                await _declare(link, queue, passive=True)
+            except ChannelLost as exc:
+                code = getattr(exc.reason, "reply_code", None)
+                if code == NOT_FOUND and self.declare:
+                    await _declare(link, queue, passive=False)
+                elif code != 405:  # 405: it is there, another connection's; publishing to it is allowed
+                    raise
+            self._known.add(queue)
+
+
+async def _open_one(parameters: pika.ConnectionParameters) -> tuple[AsyncLink, ConfirmingChannel]:
+    link = await AsyncLink.open(parameters)
+    try:
+        return link, await ConfirmingChannel.open(link)  # now, so that what is wrong with it shows now
+    except BaseException:
+        await link.drop(px.ConnectionOpenAborted("no channel"))
+        raise
+
+
+async def _cancelled(link: AsyncLink, queue: str, reason: BaseException) -> ChannelLost:
+    """Return the error for a consumer that the broker has ended; after a look at its queue."""
+    is_missing: bool | None = False
+    try:
+        await _declare(link, queue, passive=True)
+    except ChannelLost as exc:
+        is_missing = getattr(exc.reason, "reply_code", None) == NOT_FOUND or None
+    except LabkitError:
+        is_missing = None
+    return ChannelLost(f"the broker cancelled the consumer: {why_cancelled(queue, is_missing)}", reason=reason)
+
+
+async def _declare(link: AsyncLink, queue: str, *, passive: bool) -> None:
+    channel = await LinkChannel.open(link)  # its own: a 404 closes the channel that asked
+    try:
+        await channel.ask(
+            "declare",
+            lambda done: channel.raw.queue_declare(queue, passive=passive, durable=not passive, callback=done),
+        )
+    finally:
+        channel.close_soon()
+
+
+class _Settler:
+    """Answers the broker for what a handler was called with."""
+
+    def __init__(self, channel: LinkChannel, queue: str, retry_counts: RetryCounts) -> None:
+        self._raw = channel.raw
+        self._queue = queue
+        self._retry_counts = retry_counts
+        self.takes_back = True  # what is not acknowledged; a stream does not
+
+    def succeeded(self, message: Message, method: Any) -> None:
+        if self._raw.is_open:
+            self._raw.basic_ack(method.delivery_tag)
+        if self._retry_counts:
+            self._retry_counts.succeeded(self._handled(message, method))
+
+    def failed(self, message: Message, method: Any) -> None:
+        may_come_again = self._retry_counts.failed(self._handled(message, method))
+        if self._raw.is_open and self.takes_back:
+            # Not left to the end of the channel: that does not count towards a quorum queue's delivery limit.
+            self._raw.basic_reject(method.delivery_tag, requeue=may_come_again)
+
+    def _handled(self, message: Message, method: Any) -> Handled:
+        return Handled(message, method.exchange, method.routing_key, self._queue, method.redelivered)
+
+
+async def _work(inbox: asyncio.Queue[Any], handler: Handler, settler: _Settler | None) -> None:
+    worker = asyncio.current_task()
+    while worker is None or not worker.cancelling():  # a handler may have swallowed our cancellation
+        method, properties, body = await inbox.get()
+        message = Message.received(properties, body)
+        if settler is not None and offset_of(message) is not None:
+            settler.takes_back = False
+        try:
+            outcome = handler(message)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception:  # not a cancellation
+            if settler is not None:
+                settler.failed(message, method)
+            raise
+        if settler is not None:
+            settler.succeeded(message, method)
+        await asyncio.sleep(0)  # after a plain handler the loop needs its turn: for heartbeats, or for our cancellation
+
+
+def _check_loop(link: AsyncLink) -> None:
+    if asyncio.get_running_loop() is not link.loop:
+        raise LeaseError(
+            "this connection belongs to the event loop that opened it; from another thread, call "
+            "asyncio.run_coroutine_threadsafe(..., loop), or open a connection of your own"
+        )
+
+
+def _checked_callback(name: str, callback: Callable[..., object] | None) -> Callable[..., object]:
+    if callback is None:
+        return lambda *_: None
+    if not callable(callback) or inspect.iscoroutinefunction(callback):
+        what = "a coroutine function" if callable(callback) else f"a {type(callback).__name__}"
+        raise ConfigurationError(f"{name}: {what} is not allowed; allowed: a plain function", field=name)
+    return callback

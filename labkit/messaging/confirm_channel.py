@@ -1,0 +1,78 @@
+"""One channel in confirm mode on one link, on the I/O thread: it says what the broker answers, and decides nothing."""
+
+import contextlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import pika
+
+from labkit.connection.blame import Step
+from labkit.connection.channel_io import UNSENT_MAX
+from labkit.connection.link import Link
+from labkit.connection.role import Done
+from labkit.connector.private_pika import unsent_bytes
+from labkit.events import MessageReturned
+from labkit.messaging.role_channel import ChannelOwner, RoleChannel
+
+
+class Sender(ChannelOwner, Protocol):
+    """Who publishes on it."""
+
+    @property
+    def in_hand(self) -> Iterable[Step]:
+        """The messages that the broker has not answered."""
+
+    def answered(self, tag: int, multiple: bool, is_nack: bool) -> None:
+        """The broker confirms, or refuses, one message or all up to one."""
+
+    def returned(self, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        """The broker could not route a message; its confirm follows."""
+
+
+class ConfirmChannel(RoleChannel):
+    """A channel whose publishes the broker numbers and answers."""
+
+    def __init__(self, link: Link, sender: Sender, done: Done) -> None:
+        super().__init__(link, sender, done)
+        self._sender = sender
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether the broker takes publishes, and the socket what was published."""
+        connection = self.link.connection
+        return not self.link.is_blocked and connection is not None and unsent_bytes(connection) < UNSENT_MAX
+
+    @property
+    def in_hand(self) -> Iterable[Step]:
+        """The messages that the broker has not answered."""
+        return self._sender.in_hand if self.is_ready else super().in_hand
+
+    def joining(self) -> AbstractContextManager[None]:
+        """Return a block in which what is published goes to the socket in large pieces."""
+        connection = self.link.connection
+        return contextlib.nullcontext() if connection is None else connection.joining()
+
+    def begin(self) -> None:
+        """Switch confirms on. The broker counts from there, and nothing is published before its answer."""
+        self.pika.add_on_return_callback(self._returned)
+        self.pika.confirm_delivery(self._answered, lambda _: self.step(self.begun))
+
+    def _answered(self, frame: Any) -> None:
+        method = frame.method
+        if not self.is_closed:
+            is_nack = isinstance(method, pika.spec.Basic.Nack)
+            self._sender.answered(int(method.delivery_tag), bool(method.multiple), is_nack)
+
+    def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        if not self.is_closed:
+            self._sender.returned(method, properties, body)
+        self.link.emit(
+            MessageReturned(
+                exchange=method.exchange,
+                routing_key=method.routing_key,
+                reply_code=method.reply_code,
+                reply_text=method.reply_text,
+                message_id=properties.message_id,
+            )
+        )

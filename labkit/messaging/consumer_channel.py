@@ -1,0 +1,214 @@
+"""The channel of a ``Consumer``, on the I/O thread: one consumer, what waits for its handler, and how that is settled.
+
+Its role, ``labkit.messaging.consumer_io``, decides what follows when it has ended.
+"""
+
+import datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+
+from labkit.concurrency.bell import PendingCall
+from labkit.connection.blame import Step, declaring
+from labkit.connection.link import Link
+from labkit.connection.role import Done
+from labkit.connector.private_pika import ignore_late_deliveries
+from labkit.content.delivery import Delivery, check_not_settled, return_unsettled
+from labkit.content.stream_position import offset_of
+from labkit.errors import NotConnected
+from labkit.events import ConsumerCancelled
+from labkit.messaging.role_channel import RoleChannel
+from labkit.topology import Message
+from labkit.values import FrozenMapping
+
+
+class ConsumingChannel(RoleChannel):
+    """A channel with one consumer. It is the settler of its deliveries, which are void when it is gone."""
+
+    def __init__(self, link: Link, role: Any, done: Done) -> None:
+        super().__init__(link, role, done)
+        self.tag = ""
+        self.waiting: dict[int, Delivery] = {}  # queued for the handler, by delivery tag
+        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
+        self.is_at_work = False  # the handler has a delivery of this channel, or is about to
+        self._role = role  # a ConsumerRole, whose module imports this one
+        self.is_stream = False  # a stream takes nothing back
+        self._is_stopping = False
+        self._step: Step = role  # what it is at: making its consumer, or declaring the queue
+
+    def begin(self) -> None:
+        """Set the prefetch, have the queue and its bindings there, consume."""
+        self.pika.add_on_cancel_callback(self._cancelled_by_broker)
+        self.pika.basic_qos(0, self._role.prefetch, callback=lambda _: self.step(self._declare))
+
+    @property
+    def in_hand(self) -> Iterable[Step]:
+        """The step that the broker has not answered."""
+        return () if self.is_ready else (self._step,)
+
+    def cancel(self, waiter: PendingCall) -> None:
+        """Have no more delivered, and give back what the handler has not begun; then settle *waiter*."""
+        self._is_stopping = True
+
+        def cancelled() -> None:
+            for tag in list(self.waiting):  # none with auto-ack: nothing can be given back
+                if self.waiting.pop(tag, None) is not None and not self.is_stream:
+                    self.pika.basic_nack(tag, requeue=True)
+
+        def answered(_: Any) -> None:
+            self.step(cancelled)
+            waiter.settle()
+
+        if self.is_ready:
+            if self.is_stream:
+                ignore_late_deliveries(self.pika, self.tag)
+            self.step(lambda: self.pika.basic_cancel(self.tag, callback=answered))
+        else:
+            waiter.settle()
+
+    def close(self, closed: PendingCall | None = None) -> None:
+        """Close it, asked for by this side, and give back what is not settled."""
+        if self.pika is not None and self.pika.is_open and self.link.is_open:
+            self.step(lambda: return_unsettled(self.pika))
+        super().close(closed)
+
+    def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
+        """Send the answer for a delivery; drop and count it if this channel is gone. From any thread."""
+
+        def send() -> None:
+            if self.is_closed or self.pika.is_closed or self.pika.is_closing:
+                # The broker has given the message to somebody else; on a later channel the tag means another message.
+                self._dropped()
+                return
+            check_not_settled(tag, self._acked_up_to)
+            if not may_send():
+                return
+            if verb.startswith("ack"):
+                multiple = verb == "ack-multiple"
+                if multiple:
+                    self._acked_up_to = tag
+                self.pika.basic_ack(tag, multiple=multiple)
+                if self._role.channel is self:
+                    self._role.position.settled(tag, multiple=multiple)
+            elif verb == "nack":
+                self.pika.basic_nack(tag, requeue=requeue)
+            else:
+                self.pika.basic_reject(tag, requeue=requeue)
+            self._role.tally.settled["ack" if verb.startswith("ack") else verb] += 1
+
+        try:
+            self.link.io.call(send, timeout=timeout)
+        except NotConnected:  # the loop has crashed, and this channel with it
+            self._dropped()
+
+    def _dropped(self) -> None:
+        self._role.dropped_acks += 1
+        self._role.tally.dropped += 1
+
+    def _declare(self) -> None:
+        queue = self._role.to_declare()
+        if queue is None:
+            self._bind()
+            return
+        self._step = self._role.declaration
+        self.pika.queue_declare(
+            queue.name,
+            False,
+            queue.durable,
+            queue.exclusive,
+            queue.auto_delete,
+            FrozenMapping(queue.arguments).thaw() or None,  # Pika wants plain dicts and lists
+            callback=lambda frame: self.step(lambda: self._declared(frame)),
+        )
+
+    def _declared(self, frame: Any) -> None:
+        self._role.life.blame.clear(self._step)
+        self._step = self._role
+        self._role.declared_as(str(frame.method.queue))
+        self._role.mend(self.link, lambda: self.step(self._bind))
+
+    def _bind(self) -> None:
+        binding = self._role.to_bind()
+        if binding is None:
+            self._consume()
+            return
+
+        def bound() -> None:
+            self._role.life.blame.clear(self._step)
+            self._step = self._role
+            self._role.life.topology.declared(binding)
+            self._bind()
+
+        self._step = declaring(binding, "")
+
+        self.pika.queue_bind(
+            binding.destination,
+            binding.source,
+            binding.routing_key,
+            FrozenMapping(binding.arguments).thaw() or None,
+            callback=lambda _: self.step(bound),
+        )
+
+    def _consume(self) -> None:
+        role, options = self._role, self._role.options
+        offset = role.position.begin(datetime.datetime.now(datetime.UTC))
+        if offset is not None:
+            self.is_stream, options = True, options.starting_at(offset)
+        self.tag = options.consume(self.pika, role.queue, self._deliver, lambda _: self.step(self.begun))
+
+    def _deliver(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        tag, role = method.delivery_tag, self._role
+        if self.is_closed:
+            return
+        if self._is_stopping and not role.options.auto_ack:
+            if not self.is_stream:
+                self.step(lambda: self.pika.basic_nack(tag, requeue=True))
+            return
+        role.tally.delivered += 1
+        message = Message.received(properties, body)
+        offset = offset_of(message)
+        if role.position.finds_stream(offset):
+            self.is_stream = True
+            role.begin_again(self)
+            return
+        if self.is_stream and offset is not None:
+            role.position.delivered(tag, offset)
+        auto_ack = role.options.auto_ack
+        delivery = Delivery.received(self, role.queue, method, message, auto_ack=auto_ack, is_stream=self.is_stream)
+        if auto_ack:  # the broker has forgotten it: it is handled, whatever becomes of the channel
+            role.mailbox.put(lambda: role.handle(delivery))
+        else:
+            self.waiting[tag] = delivery
+            role.mailbox.put(QueuedDelivery(self, tag))
+
+    def hand_over(self, tag: int) -> None:
+        """Call the handler with what waits under *tag*; on the consumer's own thread."""
+        self.is_at_work = True  # before it is taken: see ConsumerRole.cancelled()
+        try:
+            self._role.handle(self.waiting.pop(tag, None))
+        finally:
+            self.is_at_work = False
+
+    def forget_waiting(self) -> None:
+        """The broker delivers it again: it must not take up the places of what comes on the next channel."""
+        self.waiting.clear()
+        self._role.mailbox.drop(lambda task: isinstance(task, QueuedDelivery) and task.channel is self)
+
+    def _cancelled_by_broker(self, frame: Any) -> None:
+        if not self.is_closed:
+            self.link.emit(ConsumerCancelled(queue=self._role.queue, consumer_tag=frame.method.consumer_tag))
+            self._role.cancelled(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # a mailbox removes it in one step, without a call of Python code
+class QueuedDelivery:
+    """The place of a delivery in the line before the handler."""
+
+    channel: ConsumingChannel
+    tag: int
+
+    def __call__(self) -> None:
+        """Have the delivery handled: its turn has come."""
+        self.channel.hand_over(self.tag)

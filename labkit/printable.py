@@ -1,0 +1,17 @@
+"""Text from elsewhere, safe to print: a broker, a client or a learner's code may put anything into it. No I/O."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return *text* with what would steer a terminal, or hide or forge a line, shown as an escape such as ``\\x1b``.
+
+    That is what ``str.isprintable()`` refuses: control characters, directional marks, unusual spaces, half characters.
+
+    Args:
+        text: From a broker's reply, a connection's name, a log.
+        keep: Characters that stay as they are, such as ``"\\n"`` where lines are wanted.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode("ascii") for each in text
+    )

@@ -1,0 +1,132 @@
+"""Who said what, and when: the record of the frames that crossed a proxy. Bounded; passwords are masked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from labkit.errors import ConfigurationError, DeadlineExceeded
+from labkit.wire.faults import Direction
+from labkit.wire.frames import FRAME_NAMES, Frame, masked
+
+MOST_ENTRIES: Final = 20_000
+MOST_BYTES: Final = 8 << 20  # of frame insides; a message's body is never kept
+POLL: Final = 0.01  # seconds between two looks while waiting for a frame
+
+SECRET_FRAMES: Final = frozenset({"Connection.StartOk", "Connection.SecureOk", "Connection.UpdateSecret"})
+
+
+class Entry(NamedTuple):
+    """One frame, or one thing the proxy did (then ``frame`` is None and ``note`` says what)."""
+
+    number: int
+    at: float
+    """Seconds, on ``time.monotonic``'s clock."""
+    link: int
+    direction: Direction | None
+    frame: Frame | None
+    note: str
+    passed: bool
+    """False when a fault kept the frame from the other side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the record; entries made later have a higher number."""
+
+    number: int
+
+    def __repr__(self) -> str:
+        return "<Mark>"
+
+
+class Tap:
+    """The record of one proxy. Thread-safe; the proxy writes, anybody reads.
+
+    It keeps the newest ``MOST_ENTRIES`` entries and ``MOST_BYTES`` of their insides, and counts what it dropped.
+    """
+
+    def __init__(self, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> None:
+        self._lock = threading.Lock()
+        self._entries: deque[Entry] = deque()
+        self._most_entries, self._most_bytes = most_entries, most_bytes
+        self._bytes = 0
+        self._next = 0
+        self._dropped = 0
+        self.reveal = False
+        """Keep passwords of connections opened from now on."""
+
+    @property
+    def dropped(self) -> int:
+        """How many of the oldest entries are no longer kept."""
+        return self._dropped
+
+    def entries(self, since: Mark | None = None) -> list[Entry]:
+        """Return what is kept, oldest first; only what came after *since* if given."""
+        with self._lock:
+            kept = list(self._entries)
+        return kept if since is None else [entry for entry in kept if entry.number >= since.number]
+
+    def mark(self) -> Mark:
+        """Remember this moment, for :meth:`entries` and :meth:`wait_for`."""
+        return Mark(self._next)
+
+    def clear(self) -> None:
+        """Forget everything; numbers go on, so older marks stay good."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = self._dropped = 0
+
+    def record(
+        self, link: int, direction: Direction, frames: Iterable[Frame], passes: Callable[[Frame], bool] | None = None
+    ) -> None:
+        """Add *frames* that were just seen; *passes* says which of them go on to the other side (None: all)."""
+        at = time.monotonic()
+        with self._lock:
+            for frame in frames:
+                kept = masked(frame) if frame.name in SECRET_FRAMES and not self.reveal else frame
+                self._entries.append(
+                    Entry(self._next, at, link, direction, kept, "", True if passes is None else passes(frame))
+                )
+                self._next += 1
+                self._bytes += len(kept.payload)
+            self._trim()
+
+    def note(self, link: int, text: str) -> None:
+        """Add something the proxy itself did or found."""
+        with self._lock:
+            self._entries.append(Entry(self._next, time.monotonic(), link, None, None, text, True))
+            self._next += 1
+            self._trim()
+
+    def wait_for(self, name: str, *, timeout: float, since: Mark | None = None, count: int = 1) -> None:
+        """Wait until *count* frames called *name* were seen (after *since*, if given).
+
+        Raises:
+            DeadlineExceeded: it did not happen within *timeout* seconds.
+            ConfigurationError: no frame has that name.
+        """
+        if name not in FRAME_NAMES:
+            raise ConfigurationError(f"frame: the name of a frame such as 'Basic.Publish', not {name!r}")
+        end = time.monotonic() + timeout
+        while True:
+            seen = sum(1 for entry in self.entries(since) if entry.frame is not None and entry.frame.name == name)
+            if seen >= count:
+                return
+            if time.monotonic() >= end:
+                raise DeadlineExceeded(f"saw {seen} of {count} {name} frames within {timeout:g} s")
+            # Looking again and again, not a Condition: an interrupted cell then leaves nothing behind.
+            time.sleep(POLL)
+
+    def _trim(self) -> None:
+        while len(self._entries) > self._most_entries or (self._bytes > self._most_bytes and len(self._entries) > 1):
+            oldest = self._entries.popleft()
+            self._bytes -= len(oldest.frame.payload) if oldest.frame else 0
+            self._dropped += 1
+
+    def __repr__(self) -> str:
+        return "<Tap>"

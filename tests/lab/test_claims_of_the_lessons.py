@@ -1,0 +1,48 @@
+"""What a lesson says of Pika and the broker, and no cell of it shows because chance decides when it happens."""
+
+import asyncio
+import threading
+
+import pytest
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import ConnectionClosedByBroker
+
+from labkit.lab.notebook_file import notebooks, read
+from tests.lab.test_lessons_at_the_pace_of_a_class import ROOT
+
+pytestmark = pytest.mark.broker
+PATIENCE = 20.0  # seconds
+
+
+def test_publishes_from_two_threads_of_an_executor_end_an_asyncio_connection_with_505_and_raise_nothing(settings):
+    [lesson] = [path for path in notebooks(ROOT) if path.name.startswith("04")]
+    assert any("`505 UNEXPECTED_FRAME`" in cell.source for cell in read(lesson).cells)
+    in_turn = threading.Barrier(2, timeout=PATIENCE)  # before each frame: what a switch of threads may do, forced
+
+    async def main() -> tuple[list[BaseException | None], BaseException]:
+        loop = asyncio.get_running_loop()
+        opened, ended = loop.create_future(), loop.create_future()
+        connection = AsyncioConnection(
+            settings.to_pika()[0],
+            on_open_callback=lambda connection: connection.channel(on_open_callback=opened.set_result),
+            on_close_callback=lambda connection, reason: ended.set_result(reason),
+        )
+        channel = await asyncio.wait_for(opened, PATIENCE)
+        write = connection._adapter_emit_data
+
+        def write_in_turn(data: bytes) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                in_turn.wait()
+            write(data)
+
+        connection._adapter_emit_data = write_in_turn
+        jobs = [loop.run_in_executor(None, channel.basic_publish, "", "orders", b"order") for _ in range(2)]
+        raised = await asyncio.gather(*jobs, return_exceptions=True)
+        return raised, await asyncio.wait_for(ended, PATIENCE)
+
+    raised, reason = asyncio.run(main())
+
+    assert raised == [None, None]
+    assert isinstance(reason, ConnectionClosedByBroker)
+    assert reason.reply_code == 505
+    assert "UNEXPECTED_FRAME" in reason.reply_text

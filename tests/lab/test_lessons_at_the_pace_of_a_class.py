@@ -1,0 +1,111 @@
+"""A class discusses a prediction for minutes, and a learner runs a cell again: the lesson still shows the same.
+
+Some notebooks, scaled down; tests/soak/test_lessons_soak.py takes all of them, at the pace of people.
+"""
+
+import copy
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell
+
+from labkit.lab.kernels import execute, kernel_environment
+from labkit.lab.notebook_file import clear, code_cells, notebooks, read, tags, write
+from labkit.lab.refreshing import nbval_command
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = notebooks(ROOT)
+# Those in which connections of raw Pika outlive a cell.
+WITH_RAW_CONNECTIONS = ("05", "06", "08", "09")
+SCALE = 60  # seconds of a class in one second here: the bench's heartbeat of 60 s becomes 1 s
+PAUSE = 4.0  # four heartbeats: a broker gives a silent client up after three at most
+FASTER = f"""
+import labkit.lab.bench as _bench
+_settings = _bench.Lab.settings
+def _faster(lab, **how):
+    settings = _settings(lab, **how)
+    return settings.replace(heartbeat=max(1, settings.heartbeat // {SCALE}))
+_bench.Lab.settings = _faster
+"""
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+
+def named(number: str) -> Path:
+    return next(path for path in NOTEBOOKS if path.name.startswith(number))
+
+
+def with_pauses(path: Path, pause: float, *, scaled: bool):
+    """The notebook as a class reads it: after each prediction nothing happens for *pause* seconds."""
+    notebook = copy.deepcopy(read(path))
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if scaled and cell is code_cells(notebook)[0]:
+            cells.append(new_code_cell(FASTER))
+        if cell.cell_type == "code" and "predict" in tags(cell):
+            cells.append(new_code_cell(f"import time\ntime.sleep({pause})"))
+    notebook.cells = cells
+    return notebook
+
+
+def environment_of(broker) -> dict[str, str]:
+    environment = kernel_environment(ROOT)
+    if broker.home is not None:
+        environment["LABKIT_BROKER"] = str(broker.home)
+    return environment
+
+
+def compared(paths: list[Path], broker, folder: Path, pause: float, *, scaled: bool, timeout: float) -> dict[str, str]:
+    """Compare the notebooks with their stored outputs, side by side; by name, what nbval said of those that differ."""
+    (folder / "conftest.py").write_text('pytest_plugins = ["labkit.lab.pytest_plugin"]\n')
+    running = {}
+    for path in paths:
+        beside, log = folder / path.name, folder / f"{path.stem}.log"
+        write(with_pauses(path, pause, scaled=scaled), beside)
+        command = [*nbval_command(beside), f"--nbval-cell-timeout={pause + 90:.0f}", f"--rootdir={folder}"]
+        with log.open("w") as output:
+            running[log] = subprocess.Popen(
+                command, cwd=folder, env={**environment_of(broker), "LABKIT_REQUIRE": ""}, stdout=output, stderr=output
+            )
+    ends = time.monotonic() + timeout
+    try:
+        codes = {log: process.wait(max(0.1, ends - time.monotonic())) for log, process in running.items()}
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait(30)
+    return {log.stem: log.read_text()[-3000:] for log, code in codes.items() if code}
+
+
+@pytest.mark.timeout(300)
+def test_a_pause_of_four_heartbeats_after_each_prediction_changes_no_output(broker, tmp_path):
+    paths = [named(number) for number in WITH_RAW_CONNECTIONS]
+    assert compared(paths, broker, tmp_path, PAUSE, scaled=True, timeout=280) == {}
+
+
+def every_cell_twice(path: Path):
+    notebook = clear(read(path))
+    notebook.cells = [
+        each
+        for cell in notebook.cells
+        for each in ([cell, copy.deepcopy(cell)] if cell.cell_type == "code" else [cell])
+    ]
+    return notebook
+
+
+def left_by_every_cell_twice(path: Path, folder: Path, broker) -> str:
+    """What ``lab.close()`` says after each cell was run twice in a row, or where the notebook stopped."""
+    notebook = every_cell_twice(path)
+    failed = execute(notebook, folder, environment_of(broker))
+    if failed is not None:
+        return str(failed)
+    first_close = code_cells(notebook)[-2]
+    return "".join(output.get("text", "") for output in first_close.outputs).strip()
+
+
+@pytest.mark.parametrize("number", ["00", "05"])
+def test_every_cell_can_be_run_twice_and_leaves_nothing_open(number, broker, tmp_path):
+    assert left_by_every_cell_twice(named(number), tmp_path, broker) == "nothing left open"
