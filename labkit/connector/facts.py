@@ -1,6 +1,6 @@
 """What Pika knows of a link, kept when Pika forgets it: at the end of a link it sets its own counters back to 0.
 
-Read by any thread, without a lock and without I/O: numbers only grow, and each is read in one step.
+Read by any thread, without I/O and without waiting: numbers only grow.
 """
 
 import time
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from labkit.concurrency.guard import guard
 from labkit.connector.private_pika import tls_object, wire_of
 from labkit.connector.tls_session import TlsSession, tls_session
 from labkit.errors import ConfigurationError
@@ -33,6 +34,7 @@ class LinkFacts:
             allowed = "a connection of Pika's"
             raise ConfigurationError(f"what: a {type(connection).__name__} is not {allowed}", field="what")
         self._wire: Callable[[], Any] = weakref.ref(wire)
+        self._lock = guard()  # between comparing and storing: a slower thread's number may be older
         self._sent = 0
         self._received = 0
         self._properties: Mapping[str, Any] | None = None
@@ -87,8 +89,12 @@ class LinkFacts:
         wire = self.wire
         if wire is None:
             return
-        self._sent = max(self._sent, wire.bytes_sent)
-        self._received = max(self._received, wire.bytes_received)
+        sent, received = wire.bytes_sent, wire.bytes_received
+        with self._lock:
+            if sent > self._sent:
+                self._sent = sent
+            if received > self._received:
+                self._received = received
         properties = wire.server_properties
         if properties is not None and self._properties is None:
             self._properties = MappingProxyType(dict(properties))
