@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 UNREADABLE = "unreadable"  # the name of a finding that stands for a file nobody could read
 
 
-def audit_code(paths: Iterable[Path], targets: Iterable[str] = ()) -> list[Finding]:
+def audit_code(paths: str | Path | Iterable[str | Path], targets: Iterable[str] = ()) -> list[Finding]:
     """Return what the rules for source code find in these files and folders, in the order of the text.
 
     Args:
-        paths: Files that end in ``.py`` or ``.ipynb``, and folders with such.
+        paths: A file that ends in ``.py`` or ``.ipynb``, a folder with such, or several of them.
         targets: Of TARGETS: only what matters when one upgrades to these; none: all rules.
 
     Raises:
@@ -34,7 +34,7 @@ def audit_code(paths: Iterable[Path], targets: Iterable[str] = ()) -> list[Findi
     """
     rules = chosen("code", targets)
     found: list[Finding] = []
-    for source in sources(paths):
+    for source in sources(Path(each) for each in ([paths] if isinstance(paths, str | Path) else paths)):
         if isinstance(source, Source):
             found += _in_source(source, rules)
         else:

@@ -5,20 +5,18 @@ from collections.abc import Iterator
 from labkit.audit.code import HEARTBEAT_LEAST, HEARTBEAT_MOST, HERE
 from labkit.audit.rules import DOCS, rule
 from labkit.audit.upgrades import FRAME_MAX_LEAST
+from labkit.settings.certificates import WARN_BEFORE
 from labkit.settings.settings import BrokerSettings
 
 Found = Iterator[tuple[str, str]]  # the field, and what is there
 
 PASSWORD_LEAST = 12  # characters
-EXPIRY_NOTICE = 30.0  # days
 COMMON = {"password", "rabbitmq", "changeme", "letmein", "welcome", "secret", "admin", "qwerty", "123456"}
 
 
 @rule(
-    "settings-heartbeat", "settings",
-    why="without heartbeats a dead link is found when TCP gives up; below 5 s a busy moment looks like one",
+    "settings-heartbeat", "settings", like="heartbeat-out-of-range",
     fix=f"a heartbeat from {HEARTBEAT_LEAST} to {HEARTBEAT_MOST} s; 60 is the default",
-    reference=f"{DOCS}heartbeats#false-positives",
 )  # fmt: skip
 def heartbeat(settings: BrokerSettings) -> Found:
     """A heartbeat that is off, hasty or very slow."""
@@ -28,10 +26,8 @@ def heartbeat(settings: BrokerSettings) -> Found:
 
 
 @rule(
-    "settings-blocked-timeout", "settings",
-    why="while the broker has an alarm, a publisher without this limit waits forever",
+    "settings-blocked-timeout", "settings", like="no-blocked-timeout",
     fix="blocked_connection_timeout=300, the default",
-    reference=f"{DOCS}connection-blocked",
 )  # fmt: skip
 def blocked_timeout(settings: BrokerSettings) -> Found:
     """No limit on how long the broker may block."""
@@ -100,7 +96,7 @@ def weak_password(settings: BrokerSettings) -> Found:
 def certificate_ends(settings: BrokerSettings) -> Found:
     """A client certificate that is out of date soon."""
     certificate = settings.tls.certificate() if settings.tls is not None else None
-    if certificate is not None and certificate.days_left() < EXPIRY_NOTICE:
+    if certificate is not None and certificate.days_left() < WARN_BEFORE:
         yield "tls.cert_file", f"{int(certificate.days_left())} days left"
 
 

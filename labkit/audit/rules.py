@@ -65,9 +65,14 @@ TARGETS = ("pika-1.5", "rabbitmq-4.0", "rabbitmq-4.1", "rabbitmq-4.3")
 
 
 def rule(
-    name: str, about: About, *, why: str, fix: str, reference: str, since: str | None = None
+    name: str, about: About, *, fix: str, why: str = "", reference: str = "", since: str | None = None, like: str = ""
 ) -> Callable[[Check], Check]:
-    """Have the function below be the check of a rule; the arguments are as in :class:`Rule`, *since* as in TARGETS."""
+    """Have the function below be the check of a rule; the arguments are as in :class:`Rule`, *since* as in TARGETS.
+
+    *like* is the name of another rule, whose *why* and *reference* hold for this one too.
+    """
+    if like:
+        why, reference = RULES[like].why, RULES[like].reference
 
     def add(check: Check) -> Check:
         RULES[name] = Rule(name, about, why, fix, reference, None if since is None else _version(since), check)

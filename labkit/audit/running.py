@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.audit.configured import EXPIRY_NOTICE
 from labkit.audit.rules import DOCS, rule
 from labkit.audit.upgrades import DEPRECATED
 from labkit.brokers import Broker
@@ -12,6 +11,7 @@ from labkit.brokers.management import Management
 from labkit.connector.tls_session import tls_session
 from labkit.errors import BrokerError
 from labkit.factory import ConnectionFactory
+from labkit.settings.certificates import WARN_BEFORE
 
 LIMITS = ("max-length", "max-length-bytes", "message-ttl", "expires", "max-age")  # of a queue, in a policy
 REPLY_TO = "amq.rabbitmq.reply-to"
@@ -118,7 +118,7 @@ def no_tls(seen: Look) -> Found:
 )  # fmt: skip
 def certificate_ends(seen: Look) -> Found:
     """A certificate that is out of date soon."""
-    if seen.certificate_days is not None and seen.certificate_days < EXPIRY_NOTICE:
+    if seen.certificate_days is not None and seen.certificate_days < WARN_BEFORE:
         yield "the TLS listener's certificate", f"{int(seen.certificate_days)} days left"
 
 

@@ -105,6 +105,12 @@ def test_folders_that_are_not_ours_to_read_are_left_out(tmp_path):
     assert audit_code([tmp_path]) == []
 
 
+def test_one_path_is_as_good_as_a_list_of_one(tmp_path):
+    (tmp_path / "old.py").write_text("import pika.compat\n")
+    assert [each.rule for each in audit_code(str(tmp_path / "old.py"))] == ["pika-compat"]
+    assert audit_code(tmp_path) == audit_code([str(tmp_path)]) == audit_code([tmp_path])
+
+
 @pytest.mark.parametrize("path", ["nowhere", "tests/nbval-sanitize.cfg"])
 def test_a_path_that_cannot_be_read_is_named(path):
     with pytest.raises(ConfigurationError, match=path):
