@@ -30,8 +30,8 @@ STAMP = VENV / "labkit-installed"
 OLDEST = (3, 11)
 TESTED = ("3.14", "3.13", "3.12", "3.11")
 DISK_NEEDED = 2_000_000_000  # bytes: 0.5 GB of packages, 0.4 GB of broker, room for logs and work
-# Stages full of deadlines. In CI, one that fails is run once more, and the table says so; never locally.
-AGAIN_IN_CI = ("broker", "lab")
+# Stages full of deadlines. In CI, what fails is run once more, and the table says so; never locally.
+AGAIN_IN_CI = ("unit", "broker", "lab", "notebooks")
 LAST_FAILED = pathlib.Path(".pytest_cache", "v", "cache", "lastfailed")  # pytest's own list
 # Tests run side by side, on two cores too: most of them wait for a broker, a deadline or a browser.
 ONE_BY_ONE = ("--dist=load", "--maxschedchunk=1")
@@ -283,8 +283,8 @@ def run_stages(stages):
         verdict = "ok" if code == 0 else "FAILED (exit code %d)" % code
         if code == 1 and name in AGAIN_IN_CI and os.environ.get("CI"):
             failed = failures(words)
-            say("\n=== %s: the failed ones once more, to tell a fault from a busy machine" % name)
-            code = subprocess.call(words + ["--last-failed", "--last-failed-no-failures", "none"], cwd=str(ROOT))
+            say("\n=== %s: the failed ones once more, one by one, to tell a fault from a busy machine" % name)
+            code = subprocess.call(once_more(words, failed), cwd=str(ROOT))
             if code == 0:
                 say("\n=== %s: passed at the second try only:" % name)
                 for test in failed:
@@ -304,8 +304,17 @@ def failures(words):
         known = json.loads((ROOT / LAST_FAILED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    where = tuple(word for word in words if word.startswith("tests"))
+    where = tuple(word for word in words if word.startswith(("tests", "notebooks")))
     return sorted(name for name in known if name.startswith(where))
+
+
+def once_more(words, failed):
+    """The words that run those tests alone; notebooks as a whole, for a cell needs those before it."""
+    side_by_side = (*ONE_BY_ONE, "-n2", "-n3", "--dist=loadfile")
+    alone = [word for word in words if word not in side_by_side]
+    if "--nbval" in words:
+        return alone[:-1] + sorted({name.partition("::")[0] for name in failed})
+    return alone + ["--last-failed", "--last-failed-no-failures", "none"]
 
 
 def check_stages():
@@ -342,7 +351,7 @@ def main():
     return run_stages(
         [
             *check_stages(),
-            ("rules", [*pytest, "tests/test_notebook_rules.py"]),
+            ("rules", [*pytest, "tests/test_notebook_rules.py", "tests/test_terms.py"]),
             ("broker", [*pytest, "-n3", *ONE_BY_ONE, "tests/broker", *rest]),
             ("lab", [*pytest, "-n2", *ONE_BY_ONE, "tests/lab", *rest]),
             ("notebooks", [*pytest, "-n2", "--dist=loadfile", "--nbval", "--nbval-current-env", "notebooks"]),

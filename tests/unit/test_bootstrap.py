@@ -340,6 +340,21 @@ def test_a_failure_that_passes_the_second_time_is_listed_and_said_to_be_one_in_c
     assert "1 passed" in log_and_table  # and the other one was not run again
 
 
+def test_what_failed_is_run_alone_the_second_time_and_a_notebook_from_its_first_cell(bootstrap):
+    words = ["-q", "-n3", *bootstrap.ONE_BY_ONE, "tests/broker", "-k", "pool"]
+    assert bootstrap.once_more(words, ["tests/broker/test_pool.py::test_it"])[:4] == [
+        "-q", "tests/broker", "-k", "pool",
+    ]  # fmt: skip
+    cells = [
+        "notebooks/00.ipynb::ipynb::Cell 1",
+        "notebooks/00.ipynb::ipynb::Cell 2",
+        "notebooks/01.ipynb::ipynb::Cell 3",
+    ]
+    assert bootstrap.once_more(["-q", "-n2", "--dist=loadfile", "--nbval", "notebooks"], cells) == [
+        "-q", "--nbval", "notebooks/00.ipynb", "notebooks/01.ipynb",
+    ]  # fmt: skip
+
+
 def test_what_fails_twice_fails_also_in_ci(bootstrap, monkeypatch, capsys):
     monkeypatch.setenv("CI", "true")
     monkeypatch.setattr(bootstrap.subprocess, "call", lambda *a, **k: 1)
