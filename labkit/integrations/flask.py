@@ -7,18 +7,19 @@ without I/O and connect when a request first needs them, so after gunicorn's for
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from labkit.extras import needs
+from labkit.extras import extra, needs
 
 with needs("flask"):
     from flask import Flask, Response, current_app, g, jsonify, request
     from werkzeug.exceptions import ServiceUnavailable
 
 from labkit.connection.channel import Channel
-from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, OutcomeUnknown, describe
+from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, MissingExtra, OutcomeUnknown, describe
 from labkit.integrations.unavailable import why_unavailable
 from labkit.manager import ConnectionManager
 from labkit.messaging.base import CLOSE_TIMEOUT
 from labkit.messaging.confirmations import Confirmation
+from labkit.monitor.monitor import ConnectionMonitor
 from labkit.pool.channels import ChannelPool
 from labkit.pool.lease import Lease
 from labkit.settings.settings import BrokerSettings
@@ -38,6 +39,7 @@ DEFAULTS = {
     "LABKIT_RETRY_AFTER": 5,
     "LABKIT_HEALTH_PATH": "/healthz",
     "LABKIT_READY_PATH": "/readyz",
+    "LABKIT_METRICS_PATH": "/metrics",
 }
 
 
@@ -47,6 +49,7 @@ class _State:
 
     manager: ConnectionManager
     pool: ChannelPool
+    pool_monitor: ConnectionMonitor
     deadline: float
     retry_after: int
 
@@ -64,6 +67,8 @@ class RabbitMQ:
     * ``LABKIT_HEALTH_PATH``: "/healthz" answers 200 while the process serves, whatever the broker does. None: no such
       page; nor for the next.
     * ``LABKIT_READY_PATH``: "/readyz" answers 200 if a message could be published now, else 503, within a second or so.
+    * ``LABKIT_METRICS_PATH``: "/metrics" answers Prometheus, where prometheus-client is installed (extra ``metrics``):
+      with the numbers of this process, or of all, where ``PROMETHEUS_MULTIPROC_DIR`` is set (docs/metrics.md).
 
     An error that means "later" (a lost, slow or blocked broker, no free channel) and that the view lets through is
     answered with 503 and Retry-After, as a page or as JSON, or by the application's own ``errorhandler(503)``. Every
@@ -100,15 +105,21 @@ class RabbitMQ:
         settings = BrokerSettings.from_url(url)
         if settings.connection_name is None:
             settings = settings.replace(connection_name=app.name)
+        pool = ChannelPool(settings, max_size=checked_count("LABKIT_CHANNELS", app.config["LABKIT_CHANNELS"], 2047))
         app.extensions[NAME] = _State(
             manager=ConnectionManager(settings),
-            pool=ChannelPool(settings, max_size=checked_count("LABKIT_CHANNELS", app.config["LABKIT_CHANNELS"], 2047)),
+            pool=pool,
+            pool_monitor=ConnectionMonitor(pool),
             deadline=float(checked_number("LABKIT_DEADLINE", app.config["LABKIT_DEADLINE"])),
             retry_after=checked_number("LABKIT_RETRY_AFTER", app.config["LABKIT_RETRY_AFTER"], whole=True),
         )
         app.register_error_handler(LabkitError, _answer_error)
         app.teardown_appcontext(_release)
-        for key, view in (("LABKIT_HEALTH_PATH", _health), ("LABKIT_READY_PATH", _ready)):
+        pages = {"LABKIT_HEALTH_PATH": _health, "LABKIT_READY_PATH": _ready}
+        if app.config["LABKIT_METRICS_PATH"] is not None and _has_metrics():
+            pages["LABKIT_METRICS_PATH"] = _metrics
+            app.before_request(_watch)
+        for key, view in pages.items():
             if app.config[key] is not None:
                 app.add_url_rule(app.config[key], f"{NAME}.{view.__name__.strip('_')}", view)
 
@@ -180,6 +191,7 @@ class RabbitMQ:
         Nobody has to: a process that ends closes its connections.
         """
         state = _state()
+        state.pool_monitor.close(timeout=0.0)
         state.pool.close(timeout=timeout / 2)
         state.manager.close(timeout=timeout / 2)
 
@@ -233,3 +245,23 @@ def _ready() -> Response:
     if any(each.is_blocked for each in state.manager.connections):
         return _not_now(status="not ready", reason="the broker has an alarm and takes no messages")
     return jsonify(status="ready")
+
+
+def _has_metrics() -> bool:
+    try:
+        extra("metrics", "prometheus_client")
+    except MissingExtra:
+        return False
+    return True
+
+
+def _watch() -> None:
+    """Have this process's numbers exported, whoever of the server's processes is asked for them."""
+    state = _state()
+    for monitor in (state.manager.monitor, state.pool_monitor.open()):
+        monitor.export_to(None)
+
+
+def _metrics() -> Response:
+    client = extra("metrics", "prometheus_client")
+    return Response(_state().manager.monitor.metrics.text(), content_type=client.CONTENT_TYPE_LATEST)

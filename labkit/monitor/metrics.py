@@ -5,6 +5,7 @@ The metrics are plain ones, set and counted up by the monitors: prometheus-clien
 the other processes' ``interval``; in one process every scrape is of that moment.
 """
 
+import atexit
 import os
 import weakref
 from typing import Any
@@ -37,6 +38,8 @@ class Metrics:
         self._lock = guard()
         self.registry.register(_Refresher(self))  # first: it is asked first, and the others are right then
         self._families = {each.name: self._family(each) for each in METRICS}
+        if MULTIPROC_DIR in os.environ:
+            atexit.register(self.refresh)  # what was counted since the last look; the other processes go on telling it
 
     def __repr__(self) -> str:
         return f"Metrics(monitors={len(self._watches)})"

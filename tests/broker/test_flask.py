@@ -3,6 +3,7 @@
 import re
 import time
 
+import httpx
 import pytest
 from flask import Flask, request
 
@@ -13,7 +14,7 @@ from labkit.wire import Proxy, Refuse, Stall
 from tests.broker.connections import SLACK, channels, descriptors, nothing_left_behind, own_virtual_host
 from tests.broker.flask_program import QUEUE, create_app, rabbitmq
 from tests.broker.publishing import drained
-from tests.broker.web import Orders, answers, declared, served, server_process
+from tests.broker.web import Orders, answers, declared, exported, served, server_process
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -200,6 +201,41 @@ def test_health_does_not_ask_the_broker_and_readiness_does(line):
         assert took < 1 + SLACK
         assert client.get("/healthz").json == {"status": "alive"}
     assert until(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_metrics_say_what_this_process_published_and_lent(app):
+    with served(app) as address:
+        before = {
+            name: exported(address, name) or 0.0
+            for name in ('messages_published_total{outcome="confirmed"}', 'pool_checkouts_total{result="granted"}')
+        }
+        orders = Orders(address)
+        orders.post(clients=4, each=5)
+        assert orders.statuses == {202: 20}
+        assert httpx.get(f"{address}/waiting", trust_env=False).json() == {"messages": 20}
+        grown = {name: exported(address, name) - value for name, value in before.items()}
+        assert list(grown.values()) == [20, 1]
+        assert exported(address, 'connection_state{state="open"}') >= 2
+
+
+def test_metrics_tell_of_a_lost_link_and_need_no_broker(line):
+    app, proxy = line
+    lost = "connections_lost_total"
+    with served(app) as address:
+        Orders(address).post(clients=1, each=1)
+        before = exported(address, lost)
+        with proxy.fault(Refuse()):
+            proxy.cut()
+            assert until(lambda: exported(address, lost) == before + 1)
+            assert exported(address, 'connection_state{state="waiting"}') >= 1
+
+
+def test_no_metrics_page_where_none_is_wanted(url):
+    app = create_app(url, LABKIT_METRICS_PATH=None)
+    assert app.test_client().get("/metrics").status_code == 404
+    other = create_app(url, LABKIT_METRICS_PATH="/internal/metrics")
+    assert other.test_client().get("/internal/metrics").status_code == 200
+    assert other.test_client().get("/metrics").status_code == 404
 
 
 @pytest.mark.own_broker

@@ -11,7 +11,7 @@ from labkit import brokers
 from tests.broker.connections import own_virtual_host
 from tests.broker.flask_program import QUEUE
 from tests.broker.publishing import drained
-from tests.broker.web import Orders, declared, server_process
+from tests.broker.web import Orders, declared, exported, server_process
 from tests.view import until
 
 pytestmark = [
@@ -54,6 +54,40 @@ def test_each_worker_has_one_connection_to_publish_and_closes_it_at_the_end(comm
         until(lambda: orders.post(clients=8, each=5) or len(broker.connections(here)) == 2, 30)
     assert set(orders.accepted) <= taken(settings)
     until(lambda: not broker.connections(here))
+
+
+CONFIG = """
+from prometheus_client import multiprocess
+
+
+def child_exit(server, worker):
+    multiprocess.mark_process_dead(worker.pid)
+"""
+
+
+@pytest.mark.parametrize("command", [SYNC, (*GTHREAD, "--preload")], ids=["sync", "preloaded"])
+def test_metrics_are_the_sum_over_all_workers_those_that_ended_too(command, broker, settings, tmp_path):
+    (tmp_path / "conf.py").write_text(CONFIG)
+    (tmp_path / "shared").mkdir()
+    command, shared = (*command, "--config", str(tmp_path / "conf.py")), str(tmp_path / "shared")
+    url, here, confirmed = declared(settings), settings.virtual_host, 'messages_published_total{outcome="confirmed"}'
+    with server_process(command, url, tmp_path / "log", PROMETHEUS_MULTIPROC_DIR=shared) as (process, address):
+        orders = Orders(address)
+        until(lambda: orders.post(clients=8, each=10) or len(broker.connections(here)) == 2)
+        assert set(orders.statuses) == {202}
+        until(lambda: exported(address, confirmed) == len(orders.accepted))
+        assert [exported(address, confirmed) for _ in range(10)] == [len(orders.accepted)] * 10  # whichever answers
+        assert exported(address, "publish_confirm_seconds_count") == len(orders.accepted)
+        until(lambda: exported(address, 'connection_state{state="open"}') == 2)
+        orders.post(clients=8, each=10)
+        before = {each.pid for each in workers(process)}
+        os.kill(process.pid, signal.SIGHUP)  # new workers; the old ones say what they counted last
+        until(lambda: len(workers(process)) == 2 and not before & {each.pid for each in workers(process)}, 30)
+        assert exported(address, confirmed) == len(orders.accepted)
+        until(lambda: exported(address, 'connection_state{state="open"}') == 0)
+        orders.post(clients=8, each=10)
+        until(lambda: exported(address, confirmed) == len(orders.accepted))
+    assert set(orders.statuses) == {202}
 
 
 def through_restarts(command, log, *, clients, each, restarts):

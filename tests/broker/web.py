@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,13 +53,14 @@ def free_port():
 
 
 @contextlib.contextmanager
-def server_process(command, url, log, *, path="/healthz"):
+def server_process(command, url, log, *, path="/healthz", **environment):
     """Run *command*, a server on the port that "{port}" in it stands for; yield the process and its address."""
+    paths = os.pathsep.join([str(project()), str(log.parent)])
     port = free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *(each.replace("{port}", str(port)) for each in command)],
-            env={**os.environ, "LABKIT_URL": url, "PYTHONPATH": os.pathsep.join([str(project()), str(log.parent)])},
+            env={**os.environ, "LABKIT_URL": url, "PYTHONPATH": paths, **environment},
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
@@ -80,6 +82,14 @@ def answers(address):
         return httpx.get(address, trust_env=False, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def exported(address, name):
+    """What ``/metrics`` of a server says of *name*, its label included; None: it has no such row."""
+    answer = httpx.get(f"{address}/metrics", trust_env=False, timeout=10)
+    assert (answer.status_code, answer.headers["Content-Type"][:10]) == (200, "text/plain")
+    found = re.search(rf"^labkit_{re.escape(name)} (\S+)$", answer.text, re.MULTILINE)
+    return None if found is None else float(found[1])
 
 
 class Orders:

@@ -69,6 +69,17 @@ def test_an_integration_names_its_extra(module, extra):
     assert done.stdout == f"{extra} {module}\n", done.stderr
 
 
+def test_a_flask_application_without_the_extra_metrics_has_no_such_page_and_is_well():
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "from flask import Flask\nfrom labkit.integrations.flask import RabbitMQ\n"
+        "app = Flask('shop'); app.config['LABKIT_URL'] = 'amqp://localhost'; RabbitMQ(app)\n"
+        "print(*(app.test_client().get(path).status_code for path in ('/metrics', '/healthz')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "404 200\n", done.stderr
+
+
 def test_the_loop_of_schedule_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedule", None)
     with pytest.raises(MissingExtra, match=r"labkit-rabbitmq\[scheduling\]"):

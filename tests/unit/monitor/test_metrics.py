@@ -1,6 +1,7 @@
 """The table of metrics, and what is said about them elsewhere: documentation, alert rules, dashboard. No broker."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import prometheus_client
 import pytest
+from prometheus_client import multiprocess
 
 from labkit import BrokerSettings, Connection, ConnectionMonitor, ConnectionPool, PoolStats, State
 from labkit.messaging.confirmations import Outcome
@@ -237,3 +239,21 @@ def test_every_rule_fires_and_clears_as_promtool_plays_it(tmp_path):
     file.write_text(json.dumps(tests))  # which is YAML, too
     done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+ENDS = """
+from labkit import BrokerSettings, Connection, ConnectionMonitor
+connection = Connection(BrokerSettings())
+with ConnectionMonitor(connection, interval=60.0) as monitor:
+    monitor.metrics.refresh()
+    monitor._watch.counts.add("connect_failures_total")
+    monitor._watch.is_running = False  # it says nothing as it is closed, as if the process ended in the block
+"""
+
+
+def test_a_process_that_ends_leaves_what_it_counted_since_the_last_look(tmp_path):
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", ENDS], env=environment, timeout=60, check=True)
+    registry = prometheus_client.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
+    assert registry.get_sample_value("labkit_connect_failures_total") == 1
