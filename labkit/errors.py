@@ -368,14 +368,16 @@ class RemoteError(LabkitError):
     Attributes:
         type_name: The remote exception's class name.
         text: Its text.
+        traceback: Where it was raised, as text of the other side's; "" if that did not say.
     """
 
     kind = Kind.REFUSED
 
-    def __init__(self, type_name: str, text: str) -> None:
+    def __init__(self, type_name: str, text: str, *, traceback: str = "") -> None:
         super().__init__(f"{type_name}: {text}")
         self.type_name = type_name
         self.text = text
+        self.traceback = traceback
 
 
 class BrokerError(LabkitError):

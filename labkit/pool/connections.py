@@ -41,6 +41,8 @@ class ConnectionSource:
         backoff: Only for its values; a connection tries once, and the pool tries again.
     """
 
+    kind: type[PooledConnection] = PooledConnection
+
     def __init__(self, settings: BrokerSettings, backoff: Backoff) -> None:
         self._settings = settings
         self._backoff = dataclasses.replace(backoff, attempts=1)
@@ -57,7 +59,7 @@ class ConnectionSource:
                 lost()
             events.emit(event)
 
-        connection = PooledConnection(self._settings, backoff=self._backoff, listeners=[hear])
+        connection = self.kind(self._settings, backoff=self._backoff, listeners=[hear])
         if begun(connection):
             connection.open()
             self._links[connection] = connection._life.link

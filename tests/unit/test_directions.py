@@ -43,6 +43,7 @@ MAY_IMPORT = {  # each part, and the other parts that it may import
     "manager": CONNECTED | {"messaging", "manager_parts", "monitor"},
     "": LIBRARY,  # labkit/__init__.py
     "integrations": LIBRARY,
+    "rpc": CONNECTED | {"messaging", "pool"},
     "wire": VOCABULARY | {"settings"},
     "brokers": VOCABULARY | {"settings"},
     "diagnosis": VOCABULARY,

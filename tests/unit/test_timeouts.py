@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import labkit
+from labkit import rpc
 from labkit.integrations import fastapi, flask, scheduling
 
 PAGE = Path(__file__).parents[2] / "docs" / "timeouts.md"
@@ -14,6 +15,7 @@ PUBLIC = {
     "flask.RabbitMQ": flask.RabbitMQ,
     "scheduling.PublisherJob": scheduling.PublisherJob,
     "fastapi.RabbitMQ": fastapi.RabbitMQ,
+    **{f"rpc.{name}": getattr(rpc, name) for name in ("NotificationListener", "RPCClient", "RPCServer", "Transport")},
 }
 
 

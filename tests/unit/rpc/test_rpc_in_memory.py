@@ -1,0 +1,378 @@
+"""Calls, casts and servers on the driver that needs no broker: everything above the connection is the real thing."""
+
+import json
+import logging
+import threading
+import time
+
+import pytest
+
+from labkit import ConfigurationError, PoolClosed, RpcTimeout
+from labkit.connection.mailbox import Mailbox
+from labkit.rpc import (
+    InvalidTarget,
+    NoSuchMethod,
+    RemoteError,
+    RPCClient,
+    RPCServer,
+    Serializer,
+    Target,
+    Transport,
+    Unroutable,
+    UnsupportedVersion,
+)
+from labkit.rpc.envelope import to_body, to_message
+from tests.unit.pool.still_pool import in_threads
+from tests.view import until
+
+TOPIC = Target(topic="sums")
+
+
+class UnlistedError(Exception):
+    pass
+
+
+class Sums:
+    def __init__(self):
+        self.seen = []
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def add(self, ctxt, a, b):
+        self.seen.append((a, b))
+        return a + b
+
+    def who(self, ctxt):
+        return ctxt
+
+    def nothing(self, ctxt):
+        self.seen.append("nothing")
+
+    def divide(self, ctxt, a, b):
+        return a / b
+
+    def refuse(self, ctxt):
+        raise UnlistedError("no")
+
+    def odd(self, ctxt):
+        return object()
+
+    def leave(self, ctxt):
+        raise SystemExit("bye")
+
+    def wait(self, ctxt):
+        self.entered.release()
+        assert self.gate.wait(20)
+        return "waited"
+
+
+@pytest.fixture
+def transport():
+    with Transport("memory://") as transport:
+        yield transport
+
+
+@pytest.fixture
+def sums():
+    return Sums()
+
+
+@pytest.fixture
+def server(transport, sums):
+    with RPCServer(transport, TOPIC.replace(server="one"), [sums], workers=4, ping=True) as server:
+        yield server
+        sums.gate.set()
+
+
+@pytest.fixture
+def client(transport, server):
+    return RPCClient(transport, TOPIC, timeout=10)
+
+
+@pytest.mark.parametrize("value", [None, 0, "grüße €", [1, [2, {"x": None}]], {"a": {"b": [True]}}])
+def test_a_call_returns_what_the_method_returned(client, value):
+    assert client.call({"value": value}, "who") == {"value": value}
+
+
+def test_a_call_without_a_result_returns_none(client, sums):
+    assert client.call(None, "nothing") is None
+    assert sums.seen == ["nothing"]
+
+
+def test_a_cast_returns_at_once_and_is_carried_out(client, sums):
+    client.cast({}, "add", a=1, b=2)
+    until(lambda: sums.seen == [(1, 2)])
+
+
+def test_one_of_two_servers_takes_a_call_and_both_take_turns(transport, client, sums):
+    other = Sums()
+    with RPCServer(transport, TOPIC.replace(server="two"), [other]):
+        for number in range(10):
+            client.call({}, "add", a=number, b=0)
+    assert len(sums.seen) == len(other.seen) == 5
+
+
+def test_a_call_to_a_server_is_that_server_s(transport, client, sums):
+    other = Sums()
+    with RPCServer(transport, TOPIC.replace(server="two"), [other]):
+        for _ in range(3):
+            client.prepare(server="two").call({}, "add", a=1, b=1)
+    assert (len(sums.seen), len(other.seen)) == (0, 3)
+
+
+def test_a_fanout_reaches_every_server_once(transport, client, sums):
+    other = Sums()
+    with RPCServer(transport, TOPIC.replace(server="two"), [other]):
+        client.prepare(fanout=True).cast({}, "add", a=1, b=1)
+        until(lambda: sums.seen == other.seen == [(1, 1)])
+
+
+def test_a_call_with_fanout_is_refused(client):
+    with pytest.raises(InvalidTarget):
+        client.prepare(fanout=True).call({}, "add", a=1, b=1)
+
+
+def test_what_the_endpoint_raises_the_caller_gets(client):
+    with pytest.raises(ZeroDivisionError, match="Traceback"):
+        client.call({}, "divide", a=1, b=0)
+    with pytest.raises(RemoteError) as caught:
+        client.call({}, "refuse")
+    assert (caught.value.type_name, caught.value.text) == ("UnlistedError", "no")
+    with pytest.raises(TypeError):
+        client.call({}, "add", a=1)
+    with pytest.raises(RemoteError, match="SystemExit"):
+        client.call({}, "leave")
+
+
+def test_an_exception_of_an_allowed_module_is_raised_as_what_it_is(server, transport):
+    transport.driver._allowed = frozenset([__name__])
+    with pytest.raises(UnlistedError, match="Traceback"):
+        RPCClient(transport, TOPIC, timeout=10).call({}, "refuse")
+
+
+def test_a_result_that_json_cannot_carry_is_the_callers_error_and_nobody_waits(client):
+    with pytest.raises(RemoteError, match="cannot be sent"):
+        client.call({}, "odd")
+
+
+def test_an_argument_that_json_cannot_carry_is_refused(client):
+    with pytest.raises(ConfigurationError, match="cannot be sent"):
+        client.call({}, "add", a=object(), b=1)
+
+
+def test_a_missing_method_and_a_missing_version_have_their_names(client):
+    with pytest.raises(NoSuchMethod, match="none_such"):
+        client.call({}, "none_such")
+    with pytest.raises(UnsupportedVersion, match=r"9\.0"):
+        client.prepare(version="9.0").call({}, "add", a=1, b=1)
+    assert client.call({}, "oslo_rpc_server_ping") == "pong"
+
+
+def test_a_call_that_nobody_answers_ends_at_its_deadline_and_leaves_no_waiter(client, sums, transport):
+    began = time.monotonic()
+    with pytest.raises(RpcTimeout, match=r"no reply within 0\.2 s"):
+        client.prepare(timeout=0.2).call({}, "wait")
+    assert 0.2 <= time.monotonic() - began < 2
+    assert len(transport.driver.replies) == 0
+    sums.gate.set()
+    until(lambda: transport.driver.replies.late == 1)
+    assert client.call({}, "add", a=1, b=1) == 2
+
+
+def test_a_call_to_a_topic_without_servers_times_out_or_is_unroutable_if_that_was_asked_for(transport):
+    client = RPCClient(transport, Target(topic="nobody"), timeout=0.1)
+    with pytest.raises(RpcTimeout):
+        client.call({}, "add")
+    with pytest.raises(Unroutable):
+        client.prepare(at_least_once=True, timeout=10).cast({}, "add")
+    client.cast({}, "add")  # lost, as it is there
+
+
+def test_a_call_that_expired_in_its_queue_is_not_carried_out(transport, sums):
+    client = RPCClient(transport, TOPIC, timeout=0.05)
+    server = RPCServer(transport, TOPIC.replace(server="one"), [sums])
+    with server:
+        pass
+    with pytest.raises(RpcTimeout):
+        client.call({}, "add", a=1, b=1)
+    with RPCServer(transport, TOPIC.replace(server="one"), [sums]):
+        assert client.prepare(timeout=10).call({}, "add", a=2, b=2) == 4
+    assert sums.seen == [(2, 2)]
+
+
+def test_signs_of_life_keep_a_call_alive_beyond_its_monitor(client, sums):
+    opener = threading.Timer(3.0, sums.gate.set)
+    opener.start()
+    assert client.prepare(call_monitor_timeout=2, timeout=20).call({}, "wait") == "waited"
+    opener.join()
+
+
+def test_a_caller_that_wants_signs_of_life_and_gets_none_ends_early(client, sums):
+    began = time.monotonic()
+    with pytest.raises(RpcTimeout, match="no sign of life within 1 s"):
+        client.prepare(call_monitor_timeout=1, timeout=20).call({}, "wait")
+    assert time.monotonic() - began < 5
+
+
+def test_a_copy_is_not_carried_out_again(transport, server, client, sums):
+    body = to_body({"method": "add", "args": {"a": 1, "b": 1}, "_unique_id": "same"})
+    for _ in range(3):
+        transport.driver.world.publish("openstack", "sums", to_message(body))
+    client.call({}, "add", a=2, b=2)
+    assert sums.seen == [(1, 1), (2, 2)]
+    assert server.duplicates == 2
+
+
+def test_what_is_no_request_is_rejected_and_counted_and_the_next_one_is_served(transport, server, client):
+    for body in ("{", "[]", "{}", json.dumps({"oslo.version": "2.1", "oslo.message": "{}"})):
+        transport.driver.world.publish("openstack", "sums", to_message(body))
+    assert client.call({}, "add", a=1, b=1) == 2
+    assert server.rejected == 4
+    assert not transport.driver.world.queue("sums").messages
+
+
+def test_what_the_workers_have_no_time_for_stays_in_the_queue(transport, client, server, sums):
+    threads = in_threads(6, lambda: client.call({}, "wait"))
+    for _ in range(4):
+        assert sums.entered.acquire(timeout=10)
+    assert not sums.entered.acquire(timeout=0.1)
+    sums.gate.set()
+    for each in threads:
+        each.join(10)
+    assert sums.entered.acquire(timeout=10)
+
+
+def test_stop_takes_no_more_and_wait_waits_for_what_runs(transport, client, server, sums):
+    results = []
+    (thread,) = in_threads(1, lambda: results.append(client.call({}, "wait")))
+    assert sums.entered.acquire(timeout=10)
+    server.stop()
+    with pytest.raises(RpcTimeout):
+        client.prepare(timeout=0.1).call({}, "add", a=1, b=1)
+    assert not server.wait(timeout=0.05)
+    assert repr(server) == "RPCServer(closed, 1 at work)"
+    sums.gate.set()
+    thread.join(10)
+    assert results == ["waited"]
+    assert server.wait(timeout=10)
+    with pytest.raises(ConfigurationError, match="once"):
+        server.start()
+
+
+def test_wait_comes_after_stop(server):
+    with pytest.raises(ConfigurationError, match="after stop"):
+        server.wait()
+
+
+def test_a_hundred_callers_get_each_their_own_answer_and_nobody_is_left_waiting(client, transport):
+    wrong = []
+
+    def calls(number):
+        sums = [(client.call({}, "add", a=number, b=each), number + each) for each in range(20)]
+        wrong.extend(each for each in sums if each[0] != each[1])
+
+    threads = [threading.Thread(target=calls, args=(number,)) for number in range(100)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+        assert not each.is_alive()
+    assert wrong == []
+    assert len(transport.driver.replies) == 0
+
+
+def test_all_calls_of_a_transport_share_one_reply_queue_made_once(client, transport):
+    names = []
+    threads = in_threads(20, lambda: names.append(transport.driver._get_reply_q()))
+    for each in threads:
+        each.join(10)
+    assert len(names) == 20
+    assert len(set(names)) == 1
+    client.call({}, "add", a=1, b=1)
+    assert transport.driver._get_reply_q() == names[0]
+    assert names[0].startswith("reply_")
+    assert len(names[0]) == len("reply_") + 32
+
+
+def test_a_serializer_changes_what_goes_and_what_comes(transport, sums):
+    class Doubling(Serializer):
+        def serialize_entity(self, ctxt, entity):
+            return {"boxed": entity}
+
+        def deserialize_entity(self, ctxt, entity):
+            return entity["boxed"]
+
+        def serialize_context(self, ctxt):
+            return {**ctxt, "sent": True}
+
+        def deserialize_context(self, ctxt):
+            return {**ctxt, "received": True}
+
+    target = Target(topic="boxed", server="one")
+    with RPCServer(transport, target, [sums], serializer=Doubling()):
+        client = RPCClient(transport, target.replace(server=None), serializer=Doubling(), timeout=10)
+        assert client.call({"a": 1}, "who") == {"a": 1, "sent": True, "received": True}
+        assert client.call({}, "add", a="x", b="y") == "xy"
+
+
+def test_the_debug_log_has_the_id_of_a_call_on_both_sides(client, caplog):
+    with caplog.at_level(logging.DEBUG, logger="labkit.rpc"):
+        client.call({}, "add", a=1, b=1)
+    (msg_id,) = [each.getMessage().split()[-1] for each in caplog.records if "CALL msg_id" in each.getMessage()]
+    assert len(msg_id) == 32
+    told = [each.getMessage() for each in caplog.records if msg_id in each.getMessage()]
+    assert [each.split()[0] for each in told][:1] == ["CALL"]
+    assert any(each.startswith("REPLY") for each in told)
+    assert any(each.startswith("received the answer") for each in told)
+
+
+def test_transports_of_one_name_reach_each_other_and_others_do_not(sums):
+    with (
+        Transport("memory://shared") as here,
+        Transport("memory://shared") as there,
+        Transport("memory://") as alone,
+        RPCServer(here, TOPIC.replace(server="one"), [sums]),
+    ):
+        assert RPCClient(there, TOPIC, timeout=10).call({}, "add", a=1, b=2) == 3
+        with pytest.raises(RpcTimeout):
+            RPCClient(alone, TOPIC, timeout=0.1).call({}, "add", a=1, b=2)
+
+
+def test_a_closed_transport_sends_nothing():
+    transport = Transport("memory://")
+    transport.close()
+    transport.close()
+    with pytest.raises(PoolClosed):
+        RPCClient(transport, TOPIC).call({}, "add")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"retry": -2}, "retry"),
+        ({"call_monitor_timeout": 1.5}, "call_monitor_timeout"),
+        ({"tiemout": 3}, "tiemout"),
+        ({"topic": ""}, "topic"),
+    ],
+)
+def test_what_a_client_cannot_be_told_is_refused_by_name(client, changes, field):
+    with pytest.raises(ConfigurationError) as caught:
+        client.prepare(**changes)
+    assert caught.value.field == field
+
+
+def test_a_server_needs_a_topic_and_a_name(transport):
+    with pytest.raises(InvalidTarget, match="server"):
+        RPCServer(transport, TOPIC, [])
+    with pytest.raises(InvalidTarget, match="topic"):
+        RPCClient(transport, Target(server="x"))
+
+
+def test_the_threads_of_a_server_end_when_it_has_nothing_to_do(transport, sums):
+    with RPCServer(transport, TOPIC.replace(server="one"), [sums], workers=3) as server:
+        RPCClient(transport, TOPIC, timeout=10).call({}, "add", a=1, b=1)
+        workers = list(server._workers._free)
+    assert all(isinstance(each, Mailbox) for each in workers)
+    until(lambda: all(each.is_idle for each in workers))
