@@ -167,8 +167,10 @@ class RabbitOptions(Settings):
         return Backoff(initial=float(self.rabbit_retry_interval), maximum=longest)
 
     def applied(self, settings: BrokerSettings) -> BrokerSettings:
-        """Return *settings* with what these options say of the connection."""
-        changes: dict[str, Any] = {"heartbeat": self.heartbeat_timeout_threshold}
+        """Return *settings* with what these options say of the connection, where that is not the default."""
+        changes: dict[str, Any] = {}
+        if self.heartbeat_timeout_threshold != type(self).model_fields["heartbeat_timeout_threshold"].default:
+            changes["heartbeat"] = self.heartbeat_timeout_threshold
         if self.ssl:
             files = {"ca_file": self.ssl_ca_file, "cert_file": self.ssl_cert_file, "key_file": self.ssl_key_file}
             changes["tls"] = TlsSettings(**{name: path for name, path in files.items() if path})
@@ -176,4 +178,4 @@ class RabbitOptions(Settings):
             changes["auth_mechanism"] = "EXTERNAL"
         if self.kombu_failover_strategy == "shuffle" and settings.hosts:
             changes["hosts"] = random.sample(settings.hosts, len(settings.hosts))
-        return settings.replace(**changes)
+        return settings.replace(**changes) if changes else settings

@@ -81,8 +81,8 @@ class SendingConnection(PooledConnection):
     def notify_send(self, exchange_name: str, topic: str, body: str, *, within: float) -> None:
         """Have the queue there, then publish."""
         ends = time.monotonic() + within
-        self._declare(self._options.control_exchange(exchange_name), ends)
         self._declare(self._options.shared_queue(topic), ends)
+        self._declare(self._options.control_exchange(exchange_name), ends)
         self._declare(Binding(exchange_name, topic, topic), ends)
         self._publish(body, exchange_name, topic, ends)
 
@@ -156,11 +156,15 @@ class ListeningConnection(Connection):
         ends = time.monotonic() + deadline
         self.open(deadline=deadline)
         with self.channel(timeout=max(0.0, ends - time.monotonic())) as channel:
-            for exchange in self._exchanges.values():
-                channel.declare(exchange, timeout=max(0.0, ends - time.monotonic()))
-            for queue, _, _ in self._plans.values():
+            for (
+                queue,
+                _,
+                _,
+            ) in self._plans.values():  # first: if one is refused, no exchange is left that is not durable
                 with _named(queue):
                     channel.declare(queue, timeout=max(0.0, ends - time.monotonic()))
+            for exchange in self._exchanges.values():
+                channel.declare(exchange, timeout=max(0.0, ends - time.monotonic()))
         for queue, bindings, callback in self._plans.values():
             consumer = Consumer(
                 self,

@@ -97,6 +97,7 @@ def test_options_of_the_connection_are_laid_over_the_settings(tmp_path):
     options = RabbitOptions(heartbeat_timeout_threshold=7, ssl=True, ssl_ca_file=str(tmp_path / "ca.pem"))
     applied = options.applied(settings)
     assert applied.heartbeat == 7
+    assert RabbitOptions().applied(settings.replace(heartbeat=2)).heartbeat == 2
     assert str(applied.tls.ca_file) == str(tmp_path / "ca.pem")
     shuffled = RabbitOptions(kombu_failover_strategy="shuffle").applied(settings)
     assert sorted(shuffled.hosts) == ["a", "b", "c"]
