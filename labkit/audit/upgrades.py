@@ -122,6 +122,20 @@ def failure_not_counted(source: Source) -> Found:
 
 
 @rule(
+    "cancel-not-heard", "code", since="rabbitmq-4.3",
+    why="a slow consumer of a quorum queue is cancelled, no longer its channel closed: start_consuming() returns as "
+    "if all were done",
+    fix="channel.add_on_cancel_callback(), and a return that nobody asked for is a failure; or a Consumer",
+    reference=f"{DOCS}consumers#acknowledgement-timeout",
+)  # fmt: skip
+def cancel_not_heard(source: Source) -> Found:
+    """A consumer that would not notice that the broker has ended it."""
+    if not any(source.named("add_on_cancel_callback")):
+        for call in source.named("start_consuming"):
+            yield call.node, "start_consuming() without add_on_cancel_callback()"
+
+
+@rule(
     "deprecated-adapter", "code", since="pika-1.5",
     why="its constructor warns, and Pika 2.0 will not have it",
     fix="pika.Connection of Pika 1.5, SelectConnection, AsyncioConnection, or labkit's Connection",

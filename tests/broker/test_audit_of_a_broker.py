@@ -14,6 +14,7 @@ from labkit.audit import RULES, audit_broker, running
 from labkit.audit.reading import source_of
 from labkit.audit.rules import chosen
 from tests.broker.backends import connect
+from tests.broker.test_consumer_timeout import impatient_broker
 from tests.broker.test_texts_of_the_broker import broker_without_transient_queues
 from tests.view import until
 
@@ -271,6 +272,24 @@ def test_a_transient_queue_ends_the_link_where_it_is_not_permitted():
         refusal = run_on(broker.settings(), "transient-queue", "channel.queue_declare('passing')")
         assert refusal is not None
         assert refusal.reply_code == 541
+
+
+@pytest.mark.own_broker
+@pytest.mark.timeout(180)
+def test_a_slow_consumer_is_no_longer_told_by_an_error_since_4_3():
+    """The broker waits a second for an acknowledgement, the handler takes longer."""
+    text = is_named("cancel-not-heard", "channel.start_consuming()")
+    with impatient_broker() as broker, connect(broker.settings()) as connection:
+        channel = connection.channel()
+        channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
+        channel.basic_consume("q", lambda *_: time.sleep(5))
+        channel.basic_publish("", "q", b"x")
+        if version(broker) >= (4, 3):
+            exec(text, {"channel": channel})
+            assert (channel.is_open, channel.consumer_tags) == (True, [])
+        else:
+            with pytest.raises(AMQPChannelError, match="timed out"):
+                exec(text, {"channel": channel})
 
 
 @pytest.mark.skipif(not hasattr(pika, "Connection"), reason="came with Pika 1.5")

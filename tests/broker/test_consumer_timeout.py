@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -25,13 +26,19 @@ QUEUE = Queue("slow work", arguments={"x-queue-type": "quorum"})
 PRECONDITION_FAILED = 406
 
 
-@pytest.fixture(scope="module")
-def impatient():
+@contextmanager
+def impatient_broker():
     """A broker whose consumer timeout is a second, and that looks twice a second."""
     with brokers.own("local") as broker:
         names = {"consumer_timeout": TIMEOUT, "channel_tick_interval": TIMEOUT / 2}
         for name, seconds in names.items():
             broker.ctl("eval", f"application:set_env(rabbit, {name}, {round(seconds * 1000)}).")
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def impatient():
+    with impatient_broker() as broker:
         yield broker
 
 

@@ -82,6 +82,7 @@ FOUND = {
     "failure-not-counted": [
         "def take(ch, method, _, body):\n    try:\n        work(body)\n    except Exception:\n        ch.basic_nack(method.delivery_tag)",
     ],
+    "cancel-not-heard": ["channel.basic_consume('q', take)\nchannel.start_consuming()"],
     "deprecated-adapter": [
         "pika.BlockingConnection()",
         "TornadoConnection(parameters)",
@@ -153,6 +154,7 @@ NOT_FOUND = {
         "channel.basic_nack(1)", "try:\n    work()\nexcept Exception:\n    channel.basic_nack(1, requeue=False)",
         "try:\n    work()\nexcept Exception:\n    channel.basic_reject(1)",
     ],
+    "cancel-not-heard": ["channel.add_on_cancel_callback(stop)\nchannel.start_consuming()", "channel.basic_consume('q', take)"],
     "deprecated-adapter": ["pika.SelectConnection(parameters)", "AsyncioConnection(parameters)"],
     "pika-compat": ["import pika", "from pika import exceptions"],
 }  # fmt: skip
