@@ -45,12 +45,13 @@ class PikaTarget:
         self._traffic = traffic
         self._heard: tuple[LinkFacts | None, int, float] = None, -1, 0.0  # link, bytes so far, when
         self._opened: LinkFacts | None = None  # the last link that was seen open
+        self._seen = ""  # the protocol state at the last look
 
     @property
     def needs_looks(self) -> bool:
-        """Whether silence can be told by looking often: the link is open, and has heartbeats."""
+        """Whether looking often tells something: of an open link that has heartbeats its silence, then its end."""
         facts = self._traffic.latest
-        return facts is not None and facts.is_open and facts.heartbeat > 0
+        return facts is not None and facts.heartbeat > 0 and "OPEN" in (self._seen, facts.protocol_state)
 
     @property
     def heartbeat(self) -> float:
@@ -65,6 +66,7 @@ class PikaTarget:
             return LinkStatus(is_open=False, protocol_state="CLOSED", state="new"), None
         state, found, now = facts.protocol_state, NOTHING, time.monotonic()
         lost, heard_ago = self._ended(facts, state), None
+        self._seen = state
         if state == "OPEN":
             self._opened = facts
             found = peek(facts.wire)

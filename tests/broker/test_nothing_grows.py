@@ -77,6 +77,22 @@ def sizes(life):
     }
 
 
+def nothing_grows(lose, warm_up, connection, channels):
+    """*lose* so often that a leak of one object a time would show; what is on its way may arrive."""
+
+    def lengths():
+        return sizes(connection._life), channels()
+
+    lose(warm_up)
+    before, objects_before = lengths(), objects()
+    threads_before, descriptors_before = threading.active_count(), descriptors()
+    lose(LOSSES)
+    until(lambda: lengths() == before)
+    until(lambda: threading.active_count() <= threads_before)
+    until(lambda: descriptors() <= descriptors_before + 2)
+    until(lambda: not grown(objects_before, objects()))
+
+
 def delete(channel, queue, timeline):
     mark = timeline.mark()
     channel.delete(queue)
@@ -105,15 +121,7 @@ def test_lost_links_leave_nothing_behind(settings, broker):
                     publisher.publish("for nobody to settle", exchange="news", routing_key="y").result(timeout=20)
                 until(lambda: named.is_consuming and own.is_consuming)
 
-            def measured():
-                return sizes(connection._life), channels_at_the_broker(broker, settings), threading.active_count()
-
-            lose(WARM_UP)
-            before, objects_before, descriptors_before = measured(), objects(), descriptors()
-            lose(LOSSES)
-            until(lambda: measured() == before)
-            until(lambda: descriptors() <= descriptors_before + 2)
-            until(lambda: not grown(objects_before, objects()))
+            nothing_grows(lose, WARM_UP, connection, lambda: channels_at_the_broker(broker, settings))
 
 
 @pytest.mark.parametrize("settles", [True, False], ids=["settled", "forgotten"])
@@ -140,18 +148,9 @@ def test_cancels_of_the_broker_leave_nothing_behind(settings, broker, settles):
                     channel.publish("x", routing_key=queue.name)
                     assert taken.acquire(timeout=10)
                     delete(channel, queue, timeline)
+            until(lambda: consumer.is_consuming)
 
-        def measured():
-            return sizes(connection._life), channels_at_the_broker(broker, settings), threading.active_count()
-
-        lose(5)
-        until(lambda: consumer.is_consuming)
-        before, objects_before, descriptors_before = measured(), objects(), descriptors()
-        lose(LOSSES)
-        until(lambda: consumer.is_consuming)
-        until(lambda: measured() == before)
-        assert descriptors() <= descriptors_before
-        assert not grown(objects_before, objects())
+        nothing_grows(lose, 5, connection, lambda: channels_at_the_broker(broker, settings))
 
 
 def test_cancels_of_the_broker_while_a_handler_is_busy_keep_one_channel_for_it(settings, broker):

@@ -22,7 +22,8 @@ from labkit import (
     Publisher,
     SyncConnection,
 )
-from labkit.connector.facts import PROTOCOL_STATES, Traffic
+from labkit.connector.facts import PROTOCOL_STATES, LinkFacts, Traffic
+from labkit.monitor.targets import PikaTarget
 from tests.asynchronous import asynchronous
 from tests.view import until
 
@@ -60,6 +61,22 @@ async def test_an_async_connection_has_one_too():
     connection = AsyncConnection(SETTINGS)
     with ConnectionMonitor(connection) as monitor:
         assert not monitor.status().is_open
+
+
+def test_a_link_that_ends_between_two_looks_is_looked_at_once_more():
+    connection = KINDS["select"]()
+    connection.params.heartbeat = 60
+    traffic = Traffic()
+    traffic.begin(LinkFacts(connection))
+    target = PikaTarget(traffic)
+    assert not target.needs_looks
+    connection.connection_state = PROTOCOL_STATES.index("OPEN")
+    assert target.read()[1] is None
+    connection.connection_state = PROTOCOL_STATES.index("CLOSED")
+    assert target.needs_looks
+    assert target.read()[1] == "it has ended, and nobody said why"
+    assert not target.needs_looks
+    connection.ioloop.close()
 
 
 def test_the_names_of_protocol_states_are_pikas_in_pikas_order():
