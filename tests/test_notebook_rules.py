@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.lab.checks import all_exercises
-from labkit.lab.notebook_file import code_cells, notebooks, number_of, read, shown_text, tags, title
+from labkit.lab.notebook_file import card, code_cells, notebooks, number_of, read, shown_text, tags, title
 from labkit.lab.notebook_rules import problems
 from labkit.lab.notebook_rules.sheet import Sheet, first_text
 
@@ -30,6 +30,20 @@ def test_a_notebook_keeps_the_rules(path: Path) -> None:
     found = problems(path)
 
     assert not found, "\n".join(map(str, found))
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.stem)
+def test_a_card_promises_no_fewer_minutes_than_reading_and_doing_take(path: Path) -> None:
+    notebook = read(path)
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    kinds = [set(tags(cell)) for cell in code_cells(notebook)]
+    predictions = sum("predict" in each for each in kinds)
+    exercises = sum("exercise" in each for each in kinds)
+    core = sum(not each & {"predict", "exercise", "recall", "check", "solution"} for each in kinds)
+    promised = card(notebook)
+
+    assert promised.minutes_to_read >= words / 200
+    assert promised.minutes_to_do >= core + predictions * 2 / 3 + exercises * 10
 
 
 def test_every_exercise_is_in_a_notebook() -> None:

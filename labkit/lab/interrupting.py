@@ -21,7 +21,7 @@ class StopAfter:
     ::
 
         with lab.stop_after(2.0):
-            connection.consume("jobs", handler)      # would wait for ever
+            connection.consume("jobs", handler)      # would wait forever
 
     The block ends early without harm: the timer is cancelled. Only the main thread can use it, since only there
     does Python raise KeyboardInterrupt (signal module, "Signals and threads"). An interrupt that somebody else

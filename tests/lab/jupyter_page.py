@@ -110,10 +110,14 @@ class NotebookPage:
         self.page.get_by_role("menuitem", name=re.compile("^Run All Above")).click()
         self._wait_until_idle()
 
-    def run_cell(self, source: str) -> None:
-        """Run the code cell that holds *source*."""
+    def start_cell(self, source: str) -> None:
+        """Run the code cell that holds *source*, and wait for nothing."""
         self._select(source)
         self.page.keyboard.press("Control+Enter")
+
+    def run_cell(self, source: str) -> None:
+        """Run the code cell that holds *source*."""
+        self.start_cell(source)
         self._wait_until_idle()
 
     def _select(self, source: str) -> None:

@@ -7,8 +7,11 @@ import pytest
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ConnectionClosedByBroker
 
+from labkit import Connection, Queue
 from labkit.lab.notebook_file import notebooks, read
+from labkit.wire import DropHeartbeats, Proxy
 from tests.lab.test_lessons_at_the_pace_of_a_class import ROOT
+from tests.view import until
 
 pytestmark = pytest.mark.broker
 PATIENCE = 20.0  # seconds
@@ -46,3 +49,25 @@ def test_publishes_from_two_threads_of_an_executor_end_an_asyncio_connection_wit
     assert isinstance(reason, ConnectionClosedByBroker)
     assert reason.reply_code == 505
     assert "UNEXPECTED_FRAME" in reason.reply_text
+
+
+def test_a_blocked_connection_gets_heartbeats_and_is_not_given_up_though_it_sends_none(broker, settings):
+    if "alarm" not in broker.capabilities:
+        pytest.skip("this broker cannot be alarmed")
+    with Proxy(settings) as proxy, Connection(proxy.settings(heartbeat=1)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("orders"))
+        with broker.alarm():
+            channel.publish("order 1", routing_key="orders")
+            until(lambda: connection.is_blocked)
+            mark = proxy.mark()
+
+            def heartbeats_of_the_broker() -> int:
+                rows = proxy.conversation().since(mark).rows()
+                return sum((row.what, row.direction) == ("Heartbeat", "downstream") for row in rows)
+
+            with proxy.fault(DropHeartbeats(), direction="upstream"):
+                # Two a second arrive, so this takes twice the three heartbeats that a silent client is granted.
+                until(lambda: heartbeats_of_the_broker() > 12)
+                assert connection.is_open
+                assert proxy.links == (1,)

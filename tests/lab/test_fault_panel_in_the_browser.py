@@ -117,6 +117,17 @@ def test_a_stall_lasts_from_one_click_to_the_next(page):
     printed(page, "reached the broker", "reached the broker")
 
 
+def test_a_click_works_while_a_cell_runs(page):
+    click(page, "Stall")
+    said(page, "Stall is on, both directions.")
+    page.start_cell("one more")
+    publishing = page.notebook.locator(".jp-CodeCell", has_text="one more").first.locator(".jp-InputPrompt")
+    expect(publishing).to_have_text("[*]:", timeout=TIMEOUT)
+    click(page, "Stall")
+    said(page, "Stall is off. Everything passes.")
+    printed(page, "one more", "confirmed")
+
+
 def test_an_error_is_shown_in_the_panel(page):
     page.run_cell("proxy.close()")
     click(page, "Refuse")

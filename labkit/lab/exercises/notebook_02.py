@@ -66,7 +66,7 @@ def _known_mistakes(answer: BrokerSettings) -> None:
     secret = answer.password.get_secret_value()
     encoded = quote(WANTED.password.get_secret_value(), safe="")
     if secret == encoded or answer.virtual_host == quote(WANTED.virtual_host, safe=""):
-        raise NotYet("percent-encoding belongs into URLs; a keyword takes the text as it is")
+        raise NotYet("percent-encoding belongs in URLs; a keyword takes the text as it is")
     if (answer.socket_timeout, answer.stack_timeout) == (WANTED.stack_timeout, WANTED.socket_timeout):
         raise NotYet("two limits have changed places: which covers the TCP connect, which the whole address?")
     if answer.addresses == tuple(reversed(WANTED.addresses)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.lab.notebook_file import read
-from labkit.lab.notebook_rules import anatomy, code, exercises, outputs, prose, terms
+from labkit.lab.notebook_rules import anatomy, code, exercises, outputs, prose, terms, timed
 from labkit.lab.notebook_rules.sheet import Sheet
 
 Rule = Callable[[Sheet], Iterator[str]]
@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     *terms.RULES,
     *anatomy.RULES,
     *code.RULES,
+    timed.timed_cells_say_why,
     *exercises.RULES,
     *outputs.RULES,
 )

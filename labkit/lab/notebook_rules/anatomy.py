@@ -12,7 +12,7 @@ CLOSED = "nothing left open"
 CLOSING_HEADINGS = ("Recap", "Glossary")
 KNOWN_TAGS = {
     # ours
-    "check", "exercise", "predict", "raw-pika", "recall", "solution",
+    "check", "exercise", "predict", "raw-pika", "recall", "solution", "timed",
     # nbval's and nbclient's
     "nbval-check-output", "nbval-ignore-output", "nbval-skip", "raises-exception",
 }  # fmt: skip

@@ -190,6 +190,10 @@ MUTATIONS: list[tuple[str, Change]] = [
     ("no_wide_line", source(5, f"count = '{'x' * 100}'")),
     ("raw_pika_is_announced", source(5, "connection = pika.BlockingConnection(parameters)")),
     ("raw_pika_is_announced", tag(5, "raw-pika")),
+    ("timed_cells_say_why", source(5, "nervous = lab.settings().replace(heartbeat=1)")),
+    ("timed_cells_say_why", source(6, 'lab.compare("90.a", try_it(heartbeat=4))')),
+    ("timed_cells_say_why", tag(5, "timed")),
+    ("timed_cells_say_why", source(5, "def quick():\n    return lab.settings(heartbeat=2)\n\n\nquick()")),
     ("plain_pika_first", source(5, "from labkit import ConnectionPool")),
     ("plain_pika_first", source(5, "from labkit.monitor import Alert, ConnectionMonitor")),
     ("one_term_for_one_thing", add_line(3, "Then the proxy cuts the line.")),
@@ -265,6 +269,8 @@ def test_every_rule_has_a_mutation() -> None:
     [
         source(5, "await asyncio.sleep(0)\nprint(1)"),
         source(5, "_ = count"),
+        source(5, "calm = lab.settings().replace(heartbeat=600)"),
+        source(5, "def quick():\n    return lab.settings(heartbeat=1)"),
         source(5, "text = 'a;'"),
         source(5, "with lab.proxy() as proxy:\n    proxy.cut()"),
         source(5, "class Out(Base): ...\noutput.append_stdout('x')"),
@@ -280,6 +286,15 @@ def test_every_rule_has_a_mutation() -> None:
 def test_good_practice_is_left_alone(change: Change, tmp_path: Path) -> None:
     notebook = whole()
     change(notebook)
+
+    assert judged(notebook, tmp_path) == set()
+
+
+def test_a_timed_cell_may_be_hasty_when_the_text_says_why(tmp_path: Path) -> None:
+    notebook = whole()
+    add_line(3, "**Timed:** one heartbeat a second, so that three of them can be missing soon.")(notebook)
+    source(5, "count = try_it(lab.settings().replace(heartbeat=1))")(notebook)
+    tag(5, "timed")(notebook)
 
     assert judged(notebook, tmp_path) == set()
 
