@@ -178,7 +178,7 @@ def heartbeat_off(seen: Look) -> Found:
     "broker-transient-queue", "broker", since="rabbitmq-4.0",
     why="deprecated; where it is not permitted, declaring such a queue ends the link (541)",
     fix="declare it durable, or exclusive",
-    reference=f"{DEPRECATED}#transient_nonexcl_queues",
+    reference=DEPRECATED,
 )  # fmt: skip
 def transient_queue(seen: Look) -> Found:
     """A queue that is neither durable nor exclusive."""

@@ -8,7 +8,8 @@ from labkit.audit.code import Found
 from labkit.audit.reading import UNKNOWN, Source
 from labkit.audit.rules import DOCS, rule
 
-DEPRECATED = f"{DOCS}deprecated-features"
+DEPRECATED = "https://www.rabbitmq.com/release-information/deprecated-features-list"
+RELEASES = "https://github.com/rabbitmq/rabbitmq-server/releases/tag/"
 FRAME_MAX_LEAST = 8192  # bytes; RabbitMQ's initial_frame_max since 4.1
 DEPRECATED_CLASSES = {"BlockingConnection", "TornadoConnection", "GeventConnection", "TwistedProtocolConnection"}
 
@@ -17,7 +18,7 @@ DEPRECATED_CLASSES = {"BlockingConnection", "TornadoConnection", "GeventConnecti
     "transient-queue", "code", since="rabbitmq-4.0",
     why="deprecated; where it is not permitted, declaring such a queue ends the link (541)",
     fix="durable=True, or exclusive=True for a queue that goes with its connection",
-    reference=f"{DEPRECATED}#transient_nonexcl_queues",
+    reference=DEPRECATED,
 )  # fmt: skip
 def transient_queue(source: Source) -> Found:
     """A queue that is neither durable nor exclusive."""
@@ -33,7 +34,7 @@ def transient_queue(source: Source) -> Found:
     "global-qos", "code", since="rabbitmq-4.3",
     why="4.3 does not share a prefetch any more unless told to: each consumer of the channel is sent that many ahead",
     fix="a prefetch for each consumer: basic_qos(prefetch_count=...) without global_qos",
-    reference=f"{DEPRECATED}#global_qos",
+    reference=DEPRECATED,
 )  # fmt: skip
 def global_qos(source: Source) -> Found:
     """A prefetch that all consumers of a channel share."""
@@ -58,7 +59,7 @@ def queue_mode(source: Source) -> Found:
     "master-locator", "code", since="rabbitmq-4.3",
     why="deprecated; 4.3 does not permit it unless told to, and declaring such a queue ends the link (541)",
     fix="x-queue-leader-locator, or the broker's queue_leader_locator",
-    reference=f"{DEPRECATED}#queue_master_locator",
+    reference=f"{RELEASES}v4.3.0",
 )  # fmt: skip
 def master_locator(source: Source) -> Found:
     """The old name of where a queue's leader is to be."""
@@ -97,7 +98,7 @@ def no_delivery_limit(source: Source) -> Found:
     "small-frames", "code", since="rabbitmq-4.1",
     why="the broker refuses a client whose frame_max is below 8192 bytes",
     fix="frame_max=131072, which is the default",
-    reference="https://github.com/rabbitmq/rabbitmq-server/releases/tag/v4.1.0",
+    reference=f"{RELEASES}v4.1.0",
 )  # fmt: skip
 def small_frames(source: Source) -> Found:
     """Frames that are smaller than the broker wants to begin with."""
@@ -126,7 +127,7 @@ def failure_not_counted(source: Source) -> Found:
     why="a slow consumer of a quorum queue is cancelled, no longer its channel closed: start_consuming() returns as "
     "if all were done",
     fix="channel.add_on_cancel_callback(), and a return that nobody asked for is a failure; or a Consumer",
-    reference=f"{DOCS}consumers#acknowledgement-timeout",
+    reference="https://github.com/rabbitmq/rabbitmq-server/blob/main/consumer_timeouts.md",
 )  # fmt: skip
 def cancel_not_heard(source: Source) -> Found:
     """A consumer that would not notice that the broker has ended it."""
