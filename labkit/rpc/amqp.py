@@ -70,10 +70,10 @@ class AmqpDriver(Driver):
         self.obsolete = ObsoleteReplyQueues()
         self._default_exchange = default_exchange
         self._allowed = frozenset(allowed_remote_exmods)
-        self._later = Later("labkit-rpc-later")
         self._begin()
 
     def _begin(self) -> None:
+        self._later = Later("labkit-rpc-later")
         self.replies = Replies()
         self._reply_q: str | None = None
         self._reply_connection: Listening | None = None

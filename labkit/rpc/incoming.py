@@ -79,7 +79,7 @@ class Incoming:
     def acknowledge(self) -> bool:
         """Tell the broker that it is ours; False: it is a copy, or comes again, so it is not to be carried out."""
         if not self._seen.add(self.request.unique_id):
-            self._delivery.ack()
+            _settle(self._delivery, requeue=None)
             return False
         try:
             self._delivery.ack()
@@ -88,10 +88,6 @@ class Incoming:
             self._seen.discard(self.request.unique_id)
             return False
         return True
-
-    def requeue(self) -> None:
-        """Give it back, before :meth:`acknowledge`."""
-        _settle(self._delivery, requeue=True)
 
     def reply(self, result: Any = None, failure: BaseException | None = None) -> None:
         """Answer, if it is a call. A reply queue that is missing is tried again in the background, for a while.

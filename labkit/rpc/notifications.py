@@ -148,6 +148,8 @@ class NotificationListener(MessageServer):
         ConfigurationError: an invalid argument; endpoints without such methods. The constructor does no I/O.
     """
 
+    _settles_late = True
+
     def __init__(
         self,
         transport: Transport,
@@ -183,7 +185,7 @@ class NotificationListener(MessageServer):
         return self.transport.driver.listen_for_notifications(pairs, self._pool, self._arrived, deadline=deadline)
 
     def _arrived(self, incoming: IncomingNotification) -> None:
-        self._hand_over(lambda: True, incoming.requeue, lambda: self._handle(incoming))
+        self._hand_over(lambda: self._handle(incoming))
 
     def _handle(self, incoming: IncomingNotification) -> None:
         try:

@@ -27,12 +27,15 @@ PING = "oslo_rpc_server_ping"
 class MessageServer:
     """Listens, and has what comes handled on threads. The base of servers and of notification listeners.
 
-    Thread-safe. It starts once: after :meth:`stop` make another.
+    What comes is handed over by a consumer's thread, which waits for a free worker. What it has when this stops is not
+    settled, so the broker has it again when the connection is closed. Thread-safe. It starts once.
 
     Args:
         transport: The way to the broker.
         workers: How many are handled at once, 1 to 1000. What they have no time for stays with the broker.
     """
+
+    _settles_late = False  # whether what is being handled still needs its channel
 
     def __init__(self, transport: Transport, *, workers: int = WORKERS) -> None:
         check_type("transport", transport, Transport)
@@ -87,11 +90,11 @@ class MessageServer:
     open = start
 
     def stop(self, *, timeout: float = STOP_TIMEOUT) -> None:
-        """Take no more, within *timeout* seconds. What is being handled goes on; :meth:`wait` for it. Twice is fine."""
+        """Begin no more, within *timeout* seconds; what is being handled goes on, :meth:`wait` for it. Idempotent."""
         checked_number("timeout", timeout)
         if self._state == "serving":
             self._state = "stopped"
-            if self._listener is not None:
+            if self._listener is not None and not self._settles_late:
                 self._listener.stop(timeout=timeout)
 
     def wait(self, *, timeout: float = WAIT_TIMEOUT) -> bool:
@@ -112,7 +115,7 @@ class MessageServer:
             self._state = "closed"
             self._end()
             if self._listener is not None:
-                self._listener.close()
+                self._listener.close()  # what was not begun goes back
         return is_done
 
     def close(self, *, timeout: float = STOP_TIMEOUT) -> None:
@@ -127,11 +130,10 @@ class MessageServer:
     def _end(self) -> None:
         """Nothing is handled any more."""
 
-    def _hand_over(self, take: Callable[[], bool], give_back: Callable[[], None], job: Callable[[], object]) -> None:
+    def _hand_over(self, job: Callable[[], object], take: Callable[[], bool] = lambda: True) -> None:
         """Have *job* done by a free worker, if *take* says that it is ours. On a consumer's thread, which waits."""
         worker = self._workers.take(lambda: self._state == "serving")
         if worker is None:
-            give_back()
             return
         try:
             is_ours = take()
@@ -187,7 +189,7 @@ class RPCServer(MessageServer):
         self._later.forget()
 
     def _arrived(self, incoming: Incoming) -> None:
-        self._hand_over(incoming.acknowledge, incoming.requeue, lambda: self._serve(incoming))
+        self._hand_over(lambda: self._serve(incoming), incoming.acknowledge)
 
     def _serve(self, incoming: Incoming) -> None:
         request, is_done = incoming.request, False

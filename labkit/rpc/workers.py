@@ -39,18 +39,17 @@ class Workers:
         return self._count - len(self._free)
 
     def take(self, may_wait: Callable[[], bool]) -> Mailbox | None:
-        """Return a free one, to be given a job by :meth:`run`; None: there was none while *may_wait* said yes."""
-        while True:
+        """Return a free one, to be given a job by :meth:`run`; None: *may_wait* says no."""
+        while may_wait():
             try:
                 worker = self._free.pop()
             except IndexError:
-                if not may_wait():
-                    return None
                 self._freed.wait(LOOK)
                 continue
             if self._free:
                 self._freed.ring()  # two that became free at once have rung once
             return worker
+        return None
 
     def run(self, worker: Mailbox, job: Callable[[], object]) -> None:
         """Have *worker* do it."""

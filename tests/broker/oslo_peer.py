@@ -7,7 +7,6 @@ imports labkit.
 import json
 import logging
 import sys
-import threading
 import time
 import warnings
 
@@ -74,11 +73,16 @@ class Heard:
         answer = self.answers.pop(0) if self.answers else None
         return oslo_messaging.NotificationResult.REQUEUE if answer == "requeue" else None
 
-    def info(self, ctxt, publisher_id, event_type, payload, metadata):
-        return self._hear("info", ctxt, publisher_id, event_type, payload)
+    @staticmethod
+    def _of(priority):
+        def hear(self, ctxt, publisher_id, event_type, payload, metadata):
+            return self._hear(priority, ctxt, publisher_id, event_type, payload)
 
-    def error(self, ctxt, publisher_id, event_type, payload, metadata):
-        return self._hear("error", ctxt, publisher_id, event_type, payload)
+        return hear
+
+
+for each_priority in ("audit", "debug", "info", "warn", "error", "critical"):
+    setattr(Heard, each_priority, Heard._of(each_priority))
 
 
 class Redacted:
@@ -98,7 +102,6 @@ class Peer:
         self.seen = []
         self.heard = []
         self.servers = []
-        self.threads = []
         self._transports = {}
 
     def transport(self, kind, allowed=()):
@@ -111,23 +114,23 @@ class Peer:
             self._transports[key] = made
         return self._transports[key]
 
-    def client(self, topic="sums", allowed=(), at_least_once=False, **prepared):
+    def client(self, topic="sums", exchange=None, allowed=(), at_least_once=False, **prepared):
         options = oslo_messaging.TransportOptions(at_least_once=True) if at_least_once else None
-        target = oslo_messaging.Target(topic=topic)
+        target = oslo_messaging.Target(exchange=exchange, topic=topic)
         client = oslo_messaging.get_rpc_client(
             self.transport("rpc", allowed), target, timeout=10, transport_options=options
         )
         return client.prepare(**prepared) if prepared else client
 
-    def serve(self, server="one", topic="sums"):
-        target = oslo_messaging.Target(topic=topic, server=server)
+    def serve(self, server="one", topic="sums", exchange=None):
+        target = oslo_messaging.Target(exchange=exchange, topic=topic, server=server)
         endpoints = [Sums(server, self.seen), Spaced()]
         made = oslo_messaging.get_rpc_server(self.transport("rpc"), target, endpoints)
         made.start()
         self.servers.append(made)
 
-    def listen(self, topic="events", pool=None, answers=()):
-        targets = [oslo_messaging.Target(topic=topic)]
+    def listen(self, topics=("events",), pool=None, answers=()):
+        targets = [oslo_messaging.Target(topic=each) for each in topics]
         made = oslo_messaging.get_notification_listener(
             self.transport("notify"), targets, [Heard(self.heard, list(answers))], allow_requeue=True, pool=pool
         )
@@ -140,14 +143,8 @@ class Peer:
     def cast(self, method, args, ctxt=None, how=None):
         self.client(**(how or {})).cast(ctxt or {}, method, **args)
 
-    def call_soon(self, method, args, how=None):
-        self.client(**(how or {}))  # makes the transport here
-        thread = threading.Thread(target=lambda: self.seen.append(["soon", self.call(method, args, how=how)]))
-        thread.start()
-        self.threads.append(thread)
-
-    def notify(self, priority, event_type, payload, ctxt=None, driver="messagingv2", topic="events"):
-        notifier = oslo_messaging.Notifier(self.transport("notify"), "peer", driver=driver, topics=[topic])
+    def notify(self, priority, event_type, payload, ctxt=None, driver="messagingv2", topics=("events",)):
+        notifier = oslo_messaging.Notifier(self.transport("notify"), "peer", driver=driver, topics=list(topics))
         getattr(notifier, priority)(Redacted(ctxt) if ctxt else {}, event_type, payload)
 
     def what_was_seen(self):

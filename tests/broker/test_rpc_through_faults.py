@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -116,6 +117,22 @@ def test_an_answer_to_a_queue_that_stays_missing_holds_no_worker_up_and_is_given
         assert time.monotonic() - began < 1
         until(lambda: "reply_gone" in driver.obsolete)
         assert client.call({}, "add", a=2, b=2) == 4
+
+
+def test_a_listener_that_closes_acknowledges_what_it_is_at_and_leaves_the_rest(settings, view):
+    first, second = Listening(gate=threading.Event()), Listening()
+    with Transport(settings) as transport:
+        notifier = Notifier(transport, "pub", topics=["events"])
+        listener = NotificationListener(transport, [Target(topic="events")], [first], workers=1).start()
+        for number in range(3):
+            notifier.info({}, "made", number)
+        assert first.entered.wait(10)
+        listener.stop()
+        first.gate.set()
+        assert listener.wait(timeout=10)
+        with NotificationListener(transport, [Target(topic="events")], [second]):
+            until(lambda: sorted(first.heard + second.heard) == [0, 1, 2])
+    assert first.heard == [0]
 
 
 def test_what_is_no_request_is_rejected_without_requeue_and_counted(settings, view):
@@ -278,8 +295,12 @@ def test_a_broker_that_forbids_transient_queues_is_named_with_the_options_that_h
 
 
 class Listening:
-    def __init__(self):
+    def __init__(self, gate=None):
         self.heard = []
+        self.entered = threading.Event()
+        self.gate = gate
 
     def info(self, *told):
+        self.entered.set()
+        assert self.gate is None or self.gate.wait(20)
         self.heard.append(told[3])

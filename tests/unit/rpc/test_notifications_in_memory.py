@@ -123,6 +123,30 @@ def test_with_one_worker_notifications_are_handled_in_order(transport, notifier)
         assert heard.wait(20) == list(range(20))
 
 
+def test_what_is_being_handled_when_a_listener_closes_is_acknowledged_and_what_is_not_begun_is_there(
+    transport, notifier
+):
+    gate, entered = threading.Event(), threading.Event()
+
+    class Slow(Heard):
+        def info(self, *told):
+            entered.set()
+            assert gate.wait(20)
+            return super().info(*told)
+
+    slow, heard = Slow(), Heard()
+    listener = NotificationListener(transport, TOPIC, [slow], workers=1).start()
+    notifier.info({}, "made", "first")
+    notifier.info({}, "made", "second")
+    assert entered.wait(10)
+    listener.stop()
+    gate.set()
+    assert listener.wait(timeout=10)
+    assert slow.wait(1) == ["first"]
+    with NotificationListener(transport, TOPIC, [heard]):
+        assert heard.wait(1) == ["second"]
+
+
 def test_what_is_not_acknowledged_when_a_listener_closes_is_there_for_the_next(transport, notifier):
     gate, entered = threading.Event(), threading.Event()
 
