@@ -100,8 +100,8 @@ def through_restarts(command, log, *, clients, each, restarts):
         url = declared(settings)
         with server_process(command, url, log) as (process, address):
             orders = Orders(address)
-            # A worker has so many threads: the main one, four that serve, one of labkit's.
-            until(lambda: orders.post(clients=8, each=10) or held(broker, process)[::3] == (2, 12), 60)
+            # A worker's threads: the main one, four that serve, labkit's I/O thread, two that watch for metrics.
+            until(lambda: orders.post(clients=8, each=10) or held(broker, process)[::3] == (2, 16), 60)
             before = held(broker, process)
             threads = orders.start(clients=clients, each=each)
             for share in range(1, restarts + 1):
@@ -112,8 +112,9 @@ def through_restarts(command, log, *, clients, each, restarts):
                 thread.join(600)
                 assert not thread.is_alive()
             orders.post(clients=8, each=10)
-            until(lambda: all(now <= then for now, then in zip(held(broker, process), before, strict=True)), 30)
-            assert len(broker.connections()) == 2
+            # One more may be on its way; a leak would be one for each of hundreds of orders.
+            until(lambda: all(now <= then + 2 for now, then in zip(held(broker, process), before, strict=True)), 30)
+            until(lambda: len(broker.connections()) == 2)
         return orders, set(orders.accepted) - taken(settings)
 
 
