@@ -74,7 +74,7 @@ class AmqpDriver(Driver):
 
     def _begin(self) -> None:
         self._later = Later("labkit-rpc-later")
-        self.replies = Replies()
+        self.replies = Replies(self._later)
         self._reply_q: str | None = None
         self._reply_connection: Listening | None = None
         self._creating = threading.RLock()  # knows its owner
@@ -191,13 +191,9 @@ class AmqpDriver(Driver):
             with self._get_connection(PURPOSE_SEND, max(0.0, ends - time.monotonic())) as connection:
                 send(connection, max(0.0, ends - time.monotonic()))
 
-        attempts = None if retry is None or retry < 0 else retry + 1
-        call_with_retry(
-            attempt,
-            deadline=max(0.0, ends - time.monotonic()),
-            classify=_may_come_through,
-            backoff=replace(PAUSES, attempts=attempts),
-        )
+        pauses = PAUSES if retry is None or retry < 0 else replace(PAUSES, attempts=retry + 1)
+        left = max(0.0, ends - time.monotonic())
+        call_with_retry(attempt, deadline=left, classify=_may_come_through, backoff=pauses)
 
     # --- in -----------------------------------------------------------------------------------------------------
 

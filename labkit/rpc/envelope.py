@@ -279,14 +279,23 @@ def _context(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 class SeenIds:
-    """The unique ids of a listener's last messages, by which a copy is known. Thread-safe."""
+    """The unique ids of a listener's last messages, by which a copy is known. Thread-safe.
+
+    Attributes:
+        copies: How many copies there were.
+    """
 
     def __init__(self) -> None:
+        self.copies = 0
         self._ids: deque[str] = deque(maxlen=REMEMBERED)
         self._lock = guard()
 
-    def __contains__(self, unique_id: str | None) -> bool:
-        return unique_id is not None and unique_id in self._ids
+    def has(self, unique_id: str | None) -> bool:
+        """Whether it was there, so this is a copy."""
+        is_copy = unique_id is not None and unique_id in self._ids
+        with self._lock:
+            self.copies += is_copy
+        return is_copy
 
     def add(self, unique_id: str | None) -> bool:
         """Remember the id; False if it was there. A message without one is never a copy."""
@@ -296,6 +305,8 @@ class SeenIds:
             is_new = unique_id not in self._ids
             if is_new:
                 self._ids.append(unique_id)
+            else:
+                self.copies += 1
         return is_new
 
     def discard(self, unique_id: str | None) -> None:

@@ -160,17 +160,20 @@ class Receiver(Generic[M]):
 
     Attributes:
         rejected: How many were no message of this protocol. They were not put back.
-        duplicates: How many had come before.
     """
 
     def __init__(
         self, read: Callable[[Message], M], hand_on: Callable[[M, Delivery], object], seen: SeenIds | None = None
     ) -> None:
         self.rejected = 0
-        self.duplicates = 0
         self.seen = SeenIds() if seen is None else seen
         self._read = read
         self._hand_on = hand_on
+
+    @property
+    def duplicates(self) -> int:
+        """How many had come before."""
+        return self.seen.copies
 
     def __call__(self, delivery: Delivery) -> None:
         """Read what was delivered, and hand it on."""
@@ -182,8 +185,7 @@ class Receiver(Generic[M]):
             _settle(delivery, requeue=False)
             return
         LOGGER.debug("received unique_id: %s msg_id: %s", message.unique_id, getattr(message, "msg_id", None))
-        if message.unique_id in self.seen:
-            self.duplicates += 1
+        if self.seen.has(message.unique_id):
             LOGGER.warning("ignored a copy of the message with unique_id %s", message.unique_id)
             _settle(delivery, requeue=None)
             return

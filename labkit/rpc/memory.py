@@ -53,10 +53,14 @@ class MemoryConsumer:
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Any) -> None:
         """Forget a message, or put it back."""
         del timeout
-        if may_send():
-            message, expires, _ = self._out.pop(tag)
-            if not verb.startswith("ack") and requeue:
-                self._world.put(self.queue.name, message, expires=expires, is_again=True)
+        if not may_send():
+            return
+        if verb == "ack-multiple":
+            for each in [earlier for earlier in list(self._out) if earlier < tag]:
+                self._out.pop(each, None)
+        message, expires, _ = self._out.pop(tag)
+        if not verb.startswith("ack") and requeue:
+            self._world.put(self.queue.name, message, expires=expires, is_again=True)
 
     def return_all(self) -> None:
         """Put back what is not settled."""

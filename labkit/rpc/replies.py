@@ -1,5 +1,6 @@
 """Who waits for which answer. A waiting thread is woken by its answer, not by a clock."""
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -7,12 +8,14 @@ from typing import Any
 
 from labkit.concurrency.bell import Bell
 from labkit.content.delivery import Delivery
-from labkit.errors import RpcTimeout
+from labkit.errors import LabkitError, RpcTimeout
 from labkit.rpc.envelope import Reply, read_reply
 from labkit.rpc.incoming import Receiver
+from labkit.rpc.workers import Later
 
 LOGGER = logging.getLogger(__name__)
 MANY = 10  # callers at once that are worth a warning, the first time; then twice as many
+ACK_EVERY, ACK_AFTER = 16, 0.5  # answers that are acknowledged together; seconds after which fewer are
 
 
 class Waiter:
@@ -53,13 +56,20 @@ class Waiter:
 class Replies:
     """The answers of one reply queue, each for the call that waits for it. Thread-safe.
 
+    They are acknowledged some at a time: what a lost link brings again is known, or nobody waits for it any more.
+
+    Args:
+        later: What acknowledges the last ones.
+
     Attributes:
         late: How many answers nobody waited for any more.
         receiver: What a consumer of the queue calls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, later: Later) -> None:
         self.late = 0
+        self._later = later
+        self._unsettled: deque[Delivery] = deque()
         self.receiver: Receiver[Reply] = Receiver(read_reply, self._arrived)
         self._waiters: dict[str, Waiter] = {}
         self._warn_above = MANY
@@ -101,4 +111,22 @@ class Replies:
         else:
             LOGGER.debug("received the answer to msg_id: %s", reply.msg_id)
             waiter.put(reply)
-        delivery.ack()
+        self._unsettled.append(delivery)
+        if len(self._unsettled) >= ACK_EVERY:
+            self._acknowledge()
+        elif len(self._unsettled) == 1:
+            self._later.call(ACK_AFTER, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        """Acknowledge all that has come so far. On the consumer's thread, or on that of *later*."""
+        last = None
+        while self._unsettled:
+            try:
+                last = self._unsettled.popleft()
+            except IndexError:  # the other thread was faster
+                break
+        if last is not None:
+            with contextlib.suppress(
+                LabkitError
+            ):  # its link is gone, so they come again; or it was settled with others
+                last.ack(multiple=True)

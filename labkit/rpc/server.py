@@ -130,20 +130,11 @@ class MessageServer:
     def _end(self) -> None:
         """Nothing is handled any more."""
 
-    def _hand_over(self, job: Callable[[], object], take: Callable[[], bool] = lambda: True) -> None:
-        """Have *job* done by a free worker, if *take* says that it is ours. On a consumer's thread, which waits."""
+    def _hand_over(self, job: Callable[[], object]) -> None:
+        """Have *job* done by a free worker. On a consumer's thread, which waits for one."""
         worker = self._workers.take(lambda: self._state == "serving")
-        if worker is None:
-            return
-        try:
-            is_ours = take()
-        except BaseException:
-            self._workers.give_back(worker)
-            raise
-        if is_ours:
+        if worker is not None:
             self._workers.run(worker, job)
-        else:
-            self._workers.give_back(worker)
 
 
 class RPCServer(MessageServer):
@@ -189,9 +180,11 @@ class RPCServer(MessageServer):
         self._later.forget()
 
     def _arrived(self, incoming: Incoming) -> None:
-        self._hand_over(lambda: self._serve(incoming), incoming.acknowledge)
+        self._hand_over(lambda: self._serve(incoming))
 
     def _serve(self, incoming: Incoming) -> None:
+        if not incoming.acknowledge():
+            return
         request, is_done = incoming.request, False
 
         def sign_of_life() -> float | None:

@@ -1,6 +1,7 @@
 """Where a message goes, or what a server listens to. No I/O."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 from labkit.errors import ConfigurationError
@@ -82,9 +83,17 @@ def version_numbers(version: object) -> tuple[int, int, int]:
     Raises:
         ConfigurationError: it is no such text.
     """
-    parts = version.split(".") if isinstance(version, str) else []
-    if not 1 <= len(parts) <= 3 or not all(each.isascii() and each.isdecimal() and len(each) < 10 for each in parts):
+    numbers = _numbers(version) if isinstance(version, str) else None
+    if numbers is None:
         raise ConfigurationError(f"version: {version!r:.60} is not allowed; allowed: 'major.minor'", field="version")
+    return numbers
+
+
+@lru_cache(maxsize=256)  # the same few for every message
+def _numbers(version: str) -> tuple[int, int, int] | None:
+    parts = version.split(".")
+    if not 1 <= len(parts) <= 3 or not all(each.isascii() and each.isdecimal() and len(each) < 10 for each in parts):
+        return None
     major, minor, revision = (*map(int, parts), 0, 0)[:3]
     return major, minor, revision
 

@@ -64,6 +64,16 @@ def test_driver_context_pool_and_connection_are_four_things(transport):
     assert isinstance(caught.value, LeaseError)
 
 
+def test_the_connection_that_came_back_last_is_lent_first(transport):
+    driver = transport.driver
+    first, second = (driver._get_connection(PURPOSE_SEND, 10) for _ in range(2))
+    lent = second.connection
+    first.close()
+    second.close()
+    with driver._get_connection(PURPOSE_SEND, 10) as context:
+        assert context.connection is lent
+
+
 def test_a_context_to_listen_is_a_connection_of_its_own_that_is_closed_at_the_end(transport):
     context = transport.driver._get_connection(PURPOSE_LISTEN, 10)
     connection = context.connection

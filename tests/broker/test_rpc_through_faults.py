@@ -1,5 +1,6 @@
 """A call ends with its own answer or a named error within its time, whatever happens to link, server or reply queue."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -117,6 +118,46 @@ def test_an_answer_to_a_queue_that_stays_missing_holds_no_worker_up_and_is_given
         assert time.monotonic() - began < 1
         until(lambda: "reply_gone" in driver.obsolete)
         assert client.call({}, "add", a=2, b=2) == 4
+
+
+EXITING = """
+import sys
+from labkit.rpc import RPCClient, RPCServer, Target, Transport
+
+class Sums:
+    def add(self, ctxt, a, b):
+        return a + b
+
+transport = Transport(sys.stdin.readline().strip())
+server = RPCServer(transport, Target(topic="sums", server="one"), [Sums()]).start()
+print(RPCClient(transport, Target(topic="sums"), timeout=10).call({}, "add", a=1, b=2))
+"""
+
+
+def test_an_exit_without_close_is_quick_and_silent(settings, view):
+    command = [sys.executable, "-W", "error", "-c", EXITING]
+    done = subprocess.run(command, input=settings.to_url(mask=False) + "\n", capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+    until(lambda: view.connections(settings.virtual_host) == [])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_process_calls_on_its_own_and_harms_nobody(settings):
+    with calling(settings) as (client, transport), served(transport):
+        assert client.call({}, "add", a=1, b=1) == 2
+        name = transport.driver._get_reply_q()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if called_in_the_child(client, transport, name) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert client.call({}, "add", a=2, b=2) == 4
+        assert transport.driver._get_reply_q() == name
+
+
+def called_in_the_child(client, transport, name):
+    return client.call({}, "add", a=3, b=3) == 6 and transport.driver._get_reply_q() != name
 
 
 def test_a_listener_that_closes_acknowledges_what_it_is_at_and_leaves_the_rest(settings, view):

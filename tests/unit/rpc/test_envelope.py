@@ -192,9 +192,10 @@ def test_the_last_sixteen_ids_are_remembered():
     assert [seen.add(str(number)) for number in range(17)] == [True] * 17
     assert seen.add("0")  # forgotten
     assert not seen.add("16")
-    assert "16" in seen
+    assert seen.has("16")
     seen.discard("16")
     assert seen.add("16")
     assert seen.add(None)
     assert seen.add(None)
-    assert None not in seen
+    assert not seen.has(None)
+    assert seen.copies == 2

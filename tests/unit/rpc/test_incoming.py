@@ -112,7 +112,7 @@ def answer(replies, msg_id, result=None, failure=None, ending=True, **changes):
 
 
 def test_the_last_result_counts_when_an_old_peer_ends_with_an_empty_answer():
-    replies = Replies()
+    replies = Replies(Later("test"))
     replies.listen("m")
     answer(replies, "m", 7, ending=False)
     answer(replies, "m", None, ending=True)
@@ -120,7 +120,7 @@ def test_the_last_result_counts_when_an_old_peer_ends_with_an_empty_answer():
 
 
 def test_a_copy_of_an_answer_and_an_answer_that_nobody_waits_for_are_ignored():
-    replies = Replies()
+    replies = Replies(Later("test"))
     replies.listen("m")
     answer(replies, "m", 1, ending=False, _unique_id="same")
     answer(replies, "m", 2, ending=False, _unique_id="same")
@@ -130,8 +130,17 @@ def test_a_copy_of_an_answer_and_an_answer_that_nobody_waits_for_are_ignored():
     assert (replies.late, replies.receiver.duplicates) == (1, 1)
 
 
+def test_answers_are_acknowledged_sixteen_together_and_the_last_ones_soon():
+    replies, settler = Replies(Later("test")), Settled()
+    for number in range(17):
+        payload = to_body(reply_payload(str(number), 1, None))
+        replies.receiver(delivery(to_message(payload), settler))
+    assert settler.told == [("ack-multiple", False)]
+    until(lambda: settler.told == [("ack-multiple", False)] * 2)
+
+
 def test_no_answer_in_time_is_named():
-    replies = Replies()
+    replies = Replies(Later("test"))
     replies.listen("m")
     with pytest.raises(RpcTimeout, match=r"no reply within 0\.05 s to message ID m") as caught:
         replies.wait("m", time.monotonic() + 0.05, None, 0.05)
@@ -139,7 +148,7 @@ def test_no_answer_in_time_is_named():
 
 
 def test_many_waiting_calls_are_worth_a_warning_and_the_next_one_comes_at_twice_as_many(caplog):
-    replies = Replies()
+    replies = Replies(Later("test"))
     for number in range(MANY * 2):
         replies.listen(str(number))
     assert len([each for each in caplog.records if "wait for an answer" in each.getMessage()]) == 1

@@ -10,8 +10,10 @@ import pytest
 from labkit import ConfigurationError, PoolClosed, RpcTimeout
 from labkit.connection.mailbox import Mailbox
 from labkit.rpc import (
+    Driver,
     InvalidTarget,
     NoSuchMethod,
+    RabbitOptions,
     RemoteError,
     RPCClient,
     RPCServer,
@@ -21,6 +23,7 @@ from labkit.rpc import (
     Unroutable,
     UnsupportedVersion,
 )
+from labkit.rpc.amqp import AmqpDriver
 from labkit.rpc.envelope import to_body, to_message
 from tests.unit.pool.still_pool import in_threads
 from tests.view import until
@@ -336,6 +339,13 @@ def test_transports_of_one_name_reach_each_other_and_others_do_not(sums):
         assert RPCClient(there, TOPIC, timeout=10).call({}, "add", a=1, b=2) == 3
         with pytest.raises(RpcTimeout):
             RPCClient(alone, TOPIC, timeout=0.1).call({}, "add", a=1, b=2)
+
+
+def test_a_driver_says_itself_how_it_connects():
+    with pytest.raises(TypeError, match="_get_connection"):
+        AmqpDriver(RabbitOptions())
+    with pytest.raises(TypeError, match="_send"):
+        Driver()
 
 
 def test_a_closed_transport_sends_nothing():
