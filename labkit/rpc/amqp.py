@@ -75,8 +75,7 @@ class AmqpDriver(Driver):
     def _begin(self) -> None:
         self._later = Later("labkit-rpc-later")
         self.replies = Replies(self._later)
-        self._reply_q: str | None = None
-        self._reply_connection: Listening | None = None
+        self._listening_for_replies: tuple[str, Listening] | None = None  # the queue, and who listens to it
         self._creating = threading.RLock()  # knows its owner
         self._pid = os.getpid()
 
@@ -119,6 +118,7 @@ class AmqpDriver(Driver):
             Unroutable: *at_least_once*, and nobody is there.
             RemoteError, NoSuchMethod, UnsupportedVersion, Exception: what the endpoint raised.
             TransientQueuesForbidden: the broker does not permit the reply queue.
+            NotConnected: the transport was closed meanwhile.
             LabkitError: it could not be sent in time; ``__cause__`` is why.
         """
         if wait_for_reply and target.fanout:
@@ -207,18 +207,23 @@ class AmqpDriver(Driver):
         """
         if self._pid != os.getpid():  # a child process after a fork has its parent's
             self._begin()
-        if (name := self._reply_q) is not None:
+        if (name := self._usable_reply_q()) is not None:
             return name
         ends = time.monotonic() + timeout
         try:
             if not self._creating.acquire(timeout=max(0.0, timeout)):
                 raise RpcTimeout(f"no reply queue within {timeout:g} s", timeout=timeout)
-            return self._reply_q or self._listen_for_replies(f"reply_{new_id()}", ends)
+            return self._usable_reply_q() or self._listen_for_replies(f"reply_{new_id()}", ends)
         finally:
             try:  # noqa: SIM105 - as in guard.py
                 self._creating.release()
             except RuntimeError:  # it was not taken
                 pass
+
+    def _usable_reply_q(self) -> str | None:
+        """Return the queue; None: there is none, or its connection has given up, and nobody would hear an answer."""
+        listening = self._listening_for_replies
+        return None if listening is None or listening[1].is_over else listening[0]
 
     def _listen_for_replies(self, name: str, ends: float) -> str:
         connection = self._get_connection(PURPOSE_LISTEN, max(0.0, ends - time.monotonic()))
@@ -229,7 +234,7 @@ class AmqpDriver(Driver):
             connection.close()
             raise
         LOGGER.debug("answers come to %s", name)
-        self._reply_connection, self._reply_q = connection, name
+        self._listening_for_replies = (name, connection)
         return name
 
     def listen(self, target: Target, on_incoming: Callable[[Incoming], object], *, deadline: float) -> "AmqpListener":
@@ -294,12 +299,13 @@ class AmqpDriver(Driver):
         return AmqpListener(connection, receiver)
 
     def cleanup(self, timeout: float = 5.0) -> None:
-        """Close the reply connection; calls that wait get RpcTimeout when their time is over."""
+        """Close the reply connection; calls that wait for an answer get NotConnected."""
         del timeout
         self._later.forget()
-        connection, self._reply_connection, self._reply_q = self._reply_connection, None, None
-        if connection is not None and self._pid == os.getpid():
-            connection.close()
+        self.replies.end()
+        listening, self._listening_for_replies = self._listening_for_replies, None
+        if listening is not None and self._pid == os.getpid():
+            listening[1].close()
 
 
 class AmqpListener:

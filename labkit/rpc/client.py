@@ -86,6 +86,7 @@ class RPCClient:
             InvalidTarget: the target has fanout. Nothing was sent.
             Unroutable: *at_least_once*, and no server's queue is there.
             TransientQueuesForbidden: the broker does not permit the reply queue.
+            NotConnected: the transport was closed meanwhile; it may or may not have been carried out.
             ConfigurationError: an argument cannot be sent. Nothing was.
             LabkitError: it could not be sent.
         """

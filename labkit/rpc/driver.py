@@ -83,6 +83,10 @@ class Listening(Protocol):
     def close(self) -> None:
         """End it; what is not settled goes back to its queue."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it will never listen again: it was closed, or has given up."""
+
 
 class Driver(abc.ABC):
     """Sends messages to targets, and listens for them. Thread-safe."""

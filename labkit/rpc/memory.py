@@ -142,6 +142,7 @@ class MemoryConnection(ConnectionBase):
         self._plans: list[tuple[str, Callback]] = []
         self._consumers: list[MemoryConsumer] = []
         self._fanout_queues: list[str] = []
+        self.is_over = False
 
     def topic_send(
         self,
@@ -212,6 +213,7 @@ class MemoryConnection(ConnectionBase):
 
     def close(self) -> None:
         """Put back what is not settled. A connection that has sent has nothing to end."""
+        self.is_over = True
         for each in self._consumers:
             each.is_stopped = True
             if each in each.queue.consumers:

@@ -10,6 +10,7 @@ from typing import Any
 
 from labkit.connection.channel import Channel
 from labkit.connection.connection import CLOSE_TIMEOUT, Connection
+from labkit.connection.states import State
 from labkit.errors import ChannelLost, LabkitError, NotConnected
 from labkit.messaging.consumer import Consumer
 from labkit.pool.connections import ConnectionPool, ConnectionSource, PooledConnection
@@ -24,6 +25,7 @@ from labkit.settings.settings import BrokerSettings
 from labkit.topology import Binding, Exchange, Queue
 from labkit.verdicts import DEPRECATED, describe
 
+RETRY_REFUSED = 24 * 3600.0  # seconds: nobody asks a connection that listens to try again
 MISSING_OPTIONS = ("rabbit_quorum_queue", "rabbit_transient_quorum_queue")
 
 
@@ -120,12 +122,17 @@ class ListeningConnection(Connection):
     """A connection that recovers, with a consumer for each queue; see :class:`labkit.rpc.driver.Listening`."""
 
     def __init__(self, settings: BrokerSettings, options: RabbitOptions) -> None:
-        super().__init__(settings, backoff=options.backoff, recovery=True)
+        super().__init__(settings, backoff=options.backoff, recovery=True, retry_refused=RETRY_REFUSED)
         self._options = options
         self._exchanges: dict[str, Exchange] = {}
         self._plans: dict[str, tuple[Queue, list[Binding], Callback]] = {}
         self._own: list[Queue] = []  # of fanout: nobody needs them after this
         self.consumers: list[Consumer] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will never listen again: it was closed, or its login was refused for a day."""
+        return self.state in (State.FAILED, State.CLOSED)
 
     def declare_topic_consumer(
         self, exchange_name: str, topic: str, callback: Callback, queue_name: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from labkit.concurrency.bell import Bell
 from labkit.content.delivery import Delivery
-from labkit.errors import LabkitError, RpcTimeout
+from labkit.errors import LabkitError, NotConnected, RpcTimeout
 from labkit.rpc.envelope import Reply, read_reply
 from labkit.rpc.incoming import Receiver
 from labkit.rpc.workers import Later
@@ -24,11 +24,11 @@ class Waiter:
     __slots__ = ("_bell", "_replies")
 
     def __init__(self) -> None:
-        self._replies: deque[Reply] = deque()
+        self._replies: deque[Reply | LabkitError] = deque()
         self._bell = Bell()
 
-    def put(self, reply: Reply) -> None:
-        """Wake who waits."""
+    def put(self, reply: Reply | LabkitError) -> None:
+        """Wake who waits, with an answer, or with what keeps it from coming."""
         self._replies.append(reply)
         self._bell.ring()
 
@@ -38,6 +38,9 @@ class Waiter:
         Args:
             ends: On the monotonic clock.
             monitor: Seconds that may pass without a sign of life; None: any.
+
+        Raises:
+            LabkitError: what was put in place of an answer.
         """
         result: Any = None
         heard = time.monotonic()
@@ -47,6 +50,8 @@ class Waiter:
                 if not self._bell.wait(limit - time.monotonic()) and not self._replies:
                     return None
             reply = self._replies.popleft()
+            if isinstance(reply, LabkitError):
+                raise reply
             heard = time.monotonic()
             result = reply.result if reply.result is not None else result
             if reply.ending or reply.failure is not None:
@@ -89,11 +94,17 @@ class Replies:
         """Expect it no more."""
         self._waiters.pop(msg_id, None)
 
+    def end(self) -> None:
+        """Wake all who wait: no answer will come."""
+        for each in list(self._waiters.values()):
+            each.put(NotConnected("the transport was closed; the call may or may not have been carried out"))
+
     def wait(self, msg_id: str, ends: float, monitor: float | None, timeout: float) -> Reply:
         """Return the answer.
 
         Raises:
             RpcTimeout: there is none by *ends*, or no sign of life within *monitor* seconds.
+            NotConnected: the transport was closed.
         """
         reply = self._waiters[msg_id].wait(ends, monitor)
         if reply is None:

@@ -102,6 +102,15 @@ def test_a_reply_queue_that_is_deleted_while_the_connection_is_well_comes_back_a
         assert transport.driver._get_reply_q() == name
 
 
+def test_a_reply_connection_that_has_given_up_is_replaced_by_the_next_call(settings):
+    with calling(settings) as (client, transport), served(transport):
+        client.call({}, "add", a=1, b=1)
+        name, deaf = transport.driver._listening_for_replies
+        deaf.abort()
+        assert client.call({}, "add", a=1, b=2) == 3
+        assert transport.driver._get_reply_q() != name
+
+
 def test_an_answer_to_a_queue_that_stays_missing_holds_no_worker_up_and_is_given_up(settings):
     options = RabbitOptions(kombu_missing_consumer_retry_timeout=1)
     with calling(settings, options=options) as (client, transport), served(transport, workers=1):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from labkit import ConfigurationError, PoolClosed, RpcTimeout
+from labkit import ConfigurationError, NotConnected, PoolClosed, RpcTimeout
 from labkit.connection.mailbox import Mailbox
 from labkit.rpc import (
     Driver,
@@ -339,6 +339,23 @@ def test_transports_of_one_name_reach_each_other_and_others_do_not(sums):
         assert RPCClient(there, TOPIC, timeout=10).call({}, "add", a=1, b=2) == 3
         with pytest.raises(RpcTimeout):
             RPCClient(alone, TOPIC, timeout=0.1).call({}, "add", a=1, b=2)
+
+
+def test_a_call_that_waits_when_its_transport_is_closed_ends_then(transport, sums):
+    with Transport("memory://closing") as serving, RPCServer(serving, TOPIC.replace(server="one"), [sums]):
+        closing, ended = Transport("memory://closing"), []
+
+        def call():
+            with pytest.raises(NotConnected, match="closed") as caught:
+                RPCClient(closing, TOPIC, timeout=60).call({}, "wait")
+            ended.append(caught.value)
+
+        (thread,) = in_threads(1, call)
+        assert sums.entered.acquire(timeout=10)
+        closing.close()
+        thread.join(10)
+        assert len(ended) == 1
+        sums.gate.set()
 
 
 def test_a_driver_says_itself_how_it_connects():
