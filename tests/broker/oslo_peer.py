@@ -1,4 +1,4 @@
-"""A real oslo.messaging in a process of its own: ``oslo_peer.py URL OPTIONS`` does what it reads, line by line.
+"""A real oslo.messaging in a process of its own: ``oslo_peer.py OPTIONS`` reads a URL, then does what it reads.
 
 One JSON object a line each way: {"do": "call", ...} in, {"ok": ...} or {"error": class, "text": ...} out. It never
 imports labkit.
@@ -158,7 +158,7 @@ class Peer:
 
 
 def main():
-    url, options = sys.argv[1], json.loads(sys.argv[2])
+    url, options = sys.stdin.readline().strip(), json.loads(sys.argv[1])
     CONF([], project="peer")
     oslo_messaging.get_rpc_transport(CONF, url)  # registers the options
     for name, value in options.items():

@@ -100,8 +100,9 @@ class Peer:
 
     def __init__(self, settings, options):
         url = settings.to_url(mask=False).replace("amqp://", "rabbit://").split("?")[0]
-        command = [sys.executable, "-W", "ignore", PEER, url, json.dumps(options)]
+        command = [sys.executable, "-W", "ignore", PEER, json.dumps(options)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process.stdin.write(url + "\n")  # not an argument: those are every user's to read
 
     def __getattr__(self, name):
         def ask(**given):
