@@ -169,13 +169,14 @@ class Conversation:
     def svg(self) -> str:
         """Return a sequence diagram; the same conversation gives the same bytes."""
         rows, left_out = _shortened(self.rows())
+        frames = "1 frame" if len(self.frames) == 1 else f"{len(self.frames)} frames"
         return draw(
             [
                 (row.arrow.strip(), row.direction, _label(row), row.fields, row.passed, row.link, row.channel)
                 for row in rows
             ],
             gap=(MOST_ROWS - LAST_ROWS, left_out) if left_out else None,
-            title=f"Conversation of a client and a broker, {len(self.frames)} frames",
+            title=f"Conversation of a client and a broker, {frames}",
             description=str(self),
         )
 

@@ -113,7 +113,7 @@ class Arrivals:
         return f"{clients} client{'' if clients == 1 else 's'}, at most {busiest} within {self._slot:g} s"
 
     def _title(self) -> str:
-        return "Arrivals by time. " + "; ".join(f"{name}: {self._summary(name)}" for name in self._herds)
+        return "Arrivals by time: " + ", ".join(self._herds)  # each row has its own heading, with the numbers
 
 
 def _counted(name: str, times: Iterable[float], slot: float) -> list[int]:

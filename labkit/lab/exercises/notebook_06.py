@@ -40,8 +40,8 @@ NAMES: Final = frozenset(kind.__name__ for kind in Event.__subclasses__())
 WHY: Final = {
     # what came before, what the learner wrote, what to think about
     ("", "ConnectionOpened"): "before a connection is open, somebody tries. Which event says so?",
-    ("ConnectionOpened", "ConnectionClosed"): "ConnectionClosed is told when *this side* closes. Here an operator did",
-    ("ConnectionLost", "ConnectionClosed"): "ConnectionClosed is told when *this side* closes. Here nobody did, yet",
+    ("ConnectionOpened", "ConnectionClosed"): "ConnectionClosed is told when this side closes. Here an operator did",
+    ("ConnectionLost", "ConnectionClosed"): "ConnectionClosed is told when this side closes. Here nobody did, yet",
     ("ConnectionLost", "AttemptFailed"): "an attempt fails after it was made. Which event announces it?",
     ("ConnectionLost", "ConnectionRecovered"): "it does not come back by itself: somebody tries first",
     ("ConnectionLost", "ConnectionGivenUp"): "recovery is on, so nobody gives up",
@@ -51,7 +51,7 @@ WHY: Final = {
     ("AttemptFailed", "ConnectionRecovered"): "the attempt that works is announced too",
     ("ConnectionRecovered", "ConnectionOpened"): "one event a transition: it is open already",
 }
-AGAIN: Final = "ConnectionOpened is told once, the first time. What is it called when the connection is open *again*?"
+AGAIN: Final = "ConnectionOpened is told once, the first time. What is it called when the connection is open again?"
 
 
 def _order(answer: object) -> str:

@@ -83,7 +83,7 @@ def test_the_picture_carries_its_title_and_its_text_twin():
     board = Arrivals({"fixed": [1.0, 1.5]})
     root = picture(board)
 
-    assert root.findtext(f"{SVG}title") == "Arrivals by time. fixed: 2 clients, at most 2 within 1 s"
+    assert root.findtext(f"{SVG}title") == "Arrivals by time: fixed"
     assert root.findtext(f"{SVG}desc") == str(board) == repr(board)
 
 

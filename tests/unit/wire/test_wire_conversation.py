@@ -106,6 +106,11 @@ def test_a_long_conversation_shows_its_beginning_its_end_and_how_much_is_between
     assert "380 more rows" in conversation(tap).svg()
 
 
+def test_the_title_of_a_single_frame_does_not_say_frames():
+    tap = said([("downstream", commands.Basic.Ack(1))])
+    assert ", 1 frame<" in conversation(tap).svg()
+
+
 def test_the_picture_is_sound_xml_with_a_title_and_the_text_beside_it():
     tap = said([*declared("amq.gen-a", "<&>\0"), ("upstream", commands.Basic.Publish(routing_key="k" * 200))])
     tap.note(1, "cut")
