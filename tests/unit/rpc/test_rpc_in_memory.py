@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import threading
 import time
 
@@ -356,6 +357,32 @@ def test_a_call_that_waits_when_its_transport_is_closed_ends_then(transport, sum
         thread.join(10)
         assert len(ended) == 1
         sums.gate.set()
+
+
+def test_an_interrupt_ends_a_call_that_waits_and_leaves_no_waiter(client, sums, transport):
+    def interrupt():
+        assert sums.entered.acquire(timeout=10)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    (thread,) = in_threads(1, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        client.call({}, "wait")
+    thread.join(10)
+    assert len(transport.driver.replies) == 0
+    assert client.call({}, "add", a=1, b=2) == 3
+
+
+def test_targets_without_an_exchange_use_the_transports(sums):
+    with (
+        Transport("memory://exchanges", control_exchange="ours") as ours,
+        Transport("memory://exchanges", control_exchange="theirs") as theirs,
+        RPCServer(ours, TOPIC.replace(server="one"), [sums]),
+    ):
+        assert RPCClient(ours, TOPIC, timeout=10).call({}, "add", a=1, b=2) == 3
+        with pytest.raises(Unroutable):
+            RPCClient(theirs, TOPIC, timeout=10, at_least_once=True).call({}, "add", a=1, b=2)
+        client = RPCClient(theirs, TOPIC.replace(exchange="ours"), timeout=10)
+        assert client.call({}, "add", a=1, b=2) == 3
 
 
 def test_a_driver_says_itself_how_it_connects():
