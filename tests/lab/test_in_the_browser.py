@@ -61,6 +61,13 @@ def test_a_click_on_a_prediction_is_what_the_next_cell_compares_with(server):
         assert "your prediction: 2, which differs. What did you assume?" in page.text()
 
 
+def test_a_printed_line_that_is_too_long_is_broken_between_words(server):
+    with jupyter_page.page_of(server, "00-start-here.ipynb") as page:
+        page.run_above("import pika")
+        printed = page.notebook.locator(".jp-OutputArea-output pre", has_text="python").first
+        assert printed.evaluate("pre => getComputedStyle(pre).wordBreak") == "normal"
+
+
 def test_the_table_of_notebooks_leads_to_each_of_them(server):
     with jupyter_page.browser_page(server, LANDING) as page:
         shown = page.locator(".jp-MarkdownViewer")
