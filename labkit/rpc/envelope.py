@@ -18,7 +18,7 @@ from labkit.rpc.failures import BadMessage, pack_failure
 from labkit.rpc.serializer import to_json
 from labkit.rpc.target import is_compatible, version_numbers
 from labkit.topology import Message
-from labkit.values import SHORT_STRING_MAX
+from labkit.values import checked_name, checked_number
 
 VERSION = "2.0"
 VERSION_KEY, MESSAGE_KEY = "oslo.version", "oslo.message"
@@ -160,15 +160,15 @@ def read_request(message: Message) -> Request:
     version = payload.get("version") or "1.0"
     if not isinstance(payload.get("method"), str) or not isinstance(args, dict):
         raise BadMessage("a request without a method, or whose arguments have no names")
-    if isinstance(monitor, bool) or not isinstance(monitor, int | float | None):
-        raise BadMessage(f"{MONITOR} is no number")
+    msg_id, reply_q = _text(payload, MSG_ID), _text(payload, REPLY_Q)
     try:
         version_numbers(version)
+        if monitor is not None:
+            checked_number(MONITOR, monitor)
+        if msg_id is not None:
+            checked_name(REPLY_Q, reply_q)
     except ConfigurationError as exc:
         raise BadMessage(f"{exc}") from exc
-    msg_id, reply_q = _text(payload, MSG_ID), _text(payload, REPLY_Q)
-    if msg_id is not None and not (reply_q and len(reply_q.encode(errors="replace")) <= SHORT_STRING_MAX):
-        raise BadMessage("a call that names no queue for its answer")
     return Request(
         method=payload["method"],
         args=args,

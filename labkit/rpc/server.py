@@ -214,7 +214,10 @@ class RPCServer(MessageServer):
         try:
             incoming.reply(result, failure)
         except ConfigurationError as exc:  # JSON cannot carry the result
-            self._answer(incoming, failure=exc)
+            if failure is None:
+                self._answer(incoming, failure=exc)
+            else:
+                LOGGER.exception("the answer to msg_id %s cannot be sent", incoming.request.msg_id)
         except LabkitError as exc:
             LOGGER.error("the answer to msg_id %s was not sent: %s", incoming.request.msg_id, exc)  # noqa: TRY400
 

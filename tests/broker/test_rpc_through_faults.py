@@ -112,7 +112,7 @@ def test_a_reply_connection_that_has_given_up_is_replaced_by_the_next_call(setti
 
 
 def test_an_answer_to_a_queue_that_stays_missing_holds_no_worker_up_and_is_given_up(settings):
-    options = RabbitOptions(kombu_missing_consumer_retry_timeout=1)
+    options = RabbitOptions(kombu_missing_consumer_retry_timeout=3)
     with calling(settings, options=options) as (client, transport), served(transport, workers=1):
         driver = transport.driver
         body = to_body(
@@ -124,7 +124,7 @@ def test_an_answer_to_a_queue_that_stays_missing_holds_no_worker_up_and_is_given
         )
         began = time.monotonic()
         assert client.call({}, "add", a=1, b=2) == 3  # by the one worker
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         until(lambda: "reply_gone" in driver.obsolete)
         assert client.call({}, "add", a=2, b=2) == 4
 
@@ -231,21 +231,6 @@ def test_a_call_made_while_the_broker_is_unreachable_ends_at_its_deadline(settin
         assert isinstance(error, LabkitError)
         error = ends_in_time(lambda: client.prepare(timeout=0.5).cast({}, "add", a=1, b=2), 0.5)
         assert len(transport.driver.replies) == 0
-
-
-def test_without_retries_a_message_goes_out_once(settings):
-    with Proxy(settings) as proxy, calling(proxy.settings()) as (client, transport):
-        with served(transport):
-            pass
-        client.cast({}, "add", a=1, b=2)
-        with proxy.fault(Stall(), direction="downstream"):
-            (thread,) = in_threads(
-                1, lambda: ends_in_time(lambda: client.prepare(retry=0).cast({}, "add", a=3, b=4), 20)
-            )
-            time.sleep(0.2)  # it is on its way; nothing tells when
-            proxy.cut()
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 def calls_over_deleted_reply_queues(settings, view, *, callers, calls, timeout, slack, times=3):

@@ -5,10 +5,11 @@ import logging
 import signal
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
-from labkit import ConfigurationError, NotConnected, PoolClosed, RpcTimeout
+from labkit import ConfigurationError, NotConnected, OutcomeUnknown, PoolClosed, RpcTimeout
 from labkit.connection.mailbox import Mailbox
 from labkit.rpc import (
     Driver,
@@ -26,6 +27,7 @@ from labkit.rpc import (
 )
 from labkit.rpc.amqp import AmqpDriver
 from labkit.rpc.envelope import to_body, to_message
+from labkit.rpc.memory import MemoryDriver
 from tests.unit.pool.still_pool import in_threads
 from tests.view import until
 
@@ -205,9 +207,9 @@ def test_a_call_that_expired_in_its_queue_is_not_carried_out(transport, sums):
 
 
 def test_signs_of_life_keep_a_call_alive_beyond_its_monitor(client, sums):
-    opener = threading.Timer(3.0, sums.gate.set)
+    opener = threading.Timer(4.0, sums.gate.set)
     opener.start()
-    assert client.prepare(call_monitor_timeout=2, timeout=20).call({}, "wait") == "waited"
+    assert client.prepare(call_monitor_timeout=3, timeout=20).call({}, "wait") == "waited"
     opener.join()
 
 
@@ -390,6 +392,40 @@ def test_a_driver_says_itself_how_it_connects():
         AmqpDriver(RabbitOptions())
     with pytest.raises(TypeError, match="_send"):
         Driver()
+
+
+class DoubtfulDriver(MemoryDriver):
+    """Loses the link so many times as a message is on its way."""
+
+    def __init__(self, losses):
+        super().__init__(options=RabbitOptions())
+        self.bodies = []
+        self._losses = losses
+
+    def _get_connection(self, purpose, timeout):
+        connection = super()._get_connection(purpose, timeout)
+        send = connection.topic_send
+
+        def topic_send(exchange_name, topic, body, **options):
+            send(exchange_name, topic, body, **options)
+            self.bodies.append(body)
+            if len(self.bodies) <= self._losses:
+                raise OutcomeUnknown("the link was lost")
+
+        connection.topic_send = topic_send
+        return connection
+
+
+@pytest.mark.parametrize(
+    ("retry", "losses", "sent", "is_told"),
+    [(0, 1, 1, True), (2, 2, 3, False), (2, 9, 3, True), (None, 3, 4, False), (-1, 3, 4, False)],
+)
+def test_a_message_in_doubt_goes_out_again_as_often_as_was_said_with_the_same_id(retry, losses, sent, is_told):
+    driver = DoubtfulDriver(losses)
+    with pytest.raises(OutcomeUnknown) if is_told else nullcontext():
+        driver._send(TOPIC, {}, {"method": "add"}, timeout=10, retry=retry)
+    assert len(driver.bodies) == sent
+    assert len(set(driver.bodies)) == 1
 
 
 def test_a_closed_transport_sends_nothing():
