@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -280,6 +281,16 @@ def test_two_servers_take_turns_and_a_fanout_reaches_both(settings, transport):
         assert (two.seen[-1], (7, 7) in one.seen) == ((7, 7), False)
         client.prepare(fanout=True).cast({}, "add", a=9, b=9)
         until(lambda: one.seen[-1] == two.seen[-1] == (9, 9))
+
+
+def test_the_example_of_the_page_runs_as_it_is_written(settings, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "rpc.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    written = "rabbit://guest:guest@localhost:5672/"
+    assert written in code
+    url = settings.to_url(mask=False).split("?")[0].replace("amqp://", "rabbit://")
+    exec(compile(code.replace(written, url), "docs/rpc.md", "exec"), {})
+    assert capsys.readouterr().out == "3\n"
 
 
 def test_closing_leaves_no_connection_and_no_thread_at_work(settings, view):
