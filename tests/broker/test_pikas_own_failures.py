@@ -18,6 +18,7 @@ from pika.exceptions import (
 )
 
 from labkit.wire import Proxy
+from tests.view import until
 
 pytestmark = pytest.mark.broker
 
@@ -44,6 +45,28 @@ def test_a_missing_queue_closes_its_channel_and_not_the_connection(connect):
         channel.queue_declare("nobody-made-it", passive=True)
     assert caught.value.reply_code == 404
     assert (channel.is_open, connection.is_open) == (False, True)
+
+
+def test_what_nobody_closed_stays_at_the_broker_and_with_leaves_nothing_there(settings, view):
+    def fails(connection):
+        connection.channel().queue_declare("nobody-made-it", passive=True)
+
+    def count():
+        return len(view.connections(settings.virtual_host))
+
+    leaked = []
+    for number in range(1, 4):
+        leaked.append(pika.BlockingConnection(settings.to_pika()))
+        with pytest.raises(ChannelClosedByBroker):
+            fails(leaked[-1])  # so the close() that would have followed is not reached
+        until(lambda number=number: count() == number)
+    for _ in range(3):
+        with pytest.raises(ChannelClosedByBroker), pika.BlockingConnection(settings.to_pika()) as connection:
+            fails(connection)
+    until(lambda: count() == 3)
+    for each in leaked:
+        each.close()
+    until(lambda: count() == 0)
 
 
 def test_one_channel_more_than_agreed_has_an_error_without_a_text(connect):
