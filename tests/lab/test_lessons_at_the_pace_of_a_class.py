@@ -21,10 +21,11 @@ NOTEBOOKS = notebooks(ROOT)
 # Those in which connections of raw Pika outlive a cell.
 WITH_RAW_CONNECTIONS = ("05", "06", "08", "09")
 WITH_CELLS_THAT_ONCE_RAN_ONCE_ONLY = ("00", "03", "04", "05", "06", "08", "09")
-# What a second run of the cell itself, or of one above it, changes; the text beside it says so.
+# What a second run of the cell itself, or of one above it, changes: true, and no fault.
 CHANGED_BY_A_SECOND_RUN = {
     "00.b": "by then is_open knows of the cut",
     "00.c": "each run of a cell that publishes adds an order",
+    "01.c": "each run of the cell above opens three more channels, with the next numbers",
     "08.c": "by then the shelf is empty, so a sale connects",
 }
 SCALE = 60  # seconds of a class in one second here: the bench's heartbeat of 60 s becomes 1 s
