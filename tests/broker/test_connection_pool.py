@@ -70,12 +70,12 @@ def test_broker_counts_what_the_pool_counts_and_never_more_than_the_maximum(sett
         for _ in range(6):
             pool.execute(lambda channel: channel.declare(Queue("work")))
 
-    threads = in_threads(12, work)
+    threads = in_threads(32, work)
     while any(thread.is_alive() for thread in threads):
         most.append(count(broker, settings) - pool.get_stats().retired)
     assert max(most) <= 3
     stats = pool.get_stats()
-    assert (stats.granted, stats.leased, stats.recovered) == (72, 0, 0)
+    assert (stats.granted, stats.leased, stats.recovered) == (192, 0, 0)
     assert count(broker, settings) == stats.size <= 3
     pool.close()
     until(lambda: count(broker, settings) == 0)
