@@ -1,5 +1,6 @@
 """A Flask application publishes through lost links, and says 503 where it cannot: never 500, never a hang."""
 
+import contextlib
 import re
 import time
 
@@ -33,22 +34,28 @@ def url(settings):
     return declared(settings)
 
 
+@contextlib.contextmanager
+def application(url):
+    """An application whose connections end with the block: a test that fails leaves none to the next."""
+    app = create_app(url)
+    try:
+        yield app
+    finally:
+        with app.app_context():
+            rabbitmq.close()
+
+
 @pytest.fixture
 def app(url):
-    app = create_app(url)
-    yield app
-    with app.app_context():
-        rabbitmq.close()
+    with application(url) as app:
+        yield app
 
 
 @pytest.fixture
 def line(settings, url):
     """An application behind a proxy, and the proxy."""
-    with Proxy(settings) as proxy:
-        app = create_app(proxy.settings(heartbeat=2).to_url(mask=False))
+    with Proxy(settings) as proxy, application(proxy.settings(heartbeat=2).to_url(mask=False)) as app:
         yield app, proxy
-        with app.app_context():
-            rabbitmq.close()
 
 
 def bodies(settings):
@@ -242,14 +249,15 @@ def test_no_metrics_page_where_none_is_wanted(url):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_request_after_a_broker_restart_succeeds_and_an_alarm_is_503():
-    with brokers.own() as broker:
-        settings = broker.settings().replace(heartbeat=5)
-        app = create_app(declared(settings))
+    with brokers.own() as broker, application(declared(broker.settings().replace(heartbeat=5))) as app:
         client = app.test_client()
         assert client.post("/orders", data="before").status_code == 202
         assert client.get("/waiting").json == {"messages": 1}
         broker.restart()
-        assert client.post("/orders", data="after").status_code == 202
+        answers = [client.post("/orders", data="after").status_code]
+        while answers[-1] != 202:  # the next attempt to connect may come after a request's deadline, not after two
+            assert answers in ([503], [503, 503])
+            answers.append(client.post("/orders", data="after").status_code)
         assert client.get("/waiting").json == {"messages": 2}
         with broker.alarm():
             answer, took = timed(lambda: client.post("/orders", data="held"))
@@ -257,8 +265,6 @@ def test_a_request_after_a_broker_restart_succeeds_and_an_alarm_is_503():
             assert took < DEADLINE + 1 + SLACK
             assert until(lambda: client.get("/readyz").status_code == 503)
         assert until(lambda: client.post("/orders", data="again").status_code == 202)
-        with app.app_context():
-            rabbitmq.close()
 
 
 @pytest.mark.slow
