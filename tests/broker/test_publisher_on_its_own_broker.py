@@ -94,19 +94,19 @@ def an_alarm_holds_publishers_up(broker, *, slack=SLACK):
         roles_at_work(broker.settings()) as others,
         connection_at_work(broker.vhost("calls")) as another,
     ):
-        connection.channel().declare(Queue("work"))
+        connection.channel().declare(Queue("told"))
         with Publisher(connection) as publisher:
             with broker.alarm():
-                held = publisher.publish("the one that is told", routing_key="work")
+                held = publisher.publish("the one that is told", routing_key="told")
                 timeline.wait_for(ConnectionBlocked, timeout=10)
                 started = time.monotonic()
                 with pytest.raises(DeadlineExceeded, match="an alarm"):
-                    publisher.publish("never sent", routing_key="work", deadline=0.3)
+                    publisher.publish("never sent", routing_key="told", deadline=0.3)
                 assert time.monotonic() - started < 0.3 + slack
                 every_call_of_the_roles_ends(*others, slack=slack)
                 every_call_of_the_connection_ends(*another, slack=slack)
                 sent = []
-                waiting = threading.Thread(target=lambda: sent.append(publisher.publish("later", routing_key="work")))
+                waiting = threading.Thread(target=lambda: sent.append(publisher.publish("later", routing_key="told")))
                 waiting.start()
                 assert not held.wait(0.5)
                 assert waiting.is_alive()
@@ -115,7 +115,7 @@ def an_alarm_holds_publishers_up(broker, *, slack=SLACK):
             held.result()
             sent[0].result()
             assert publisher.connection.generation == 1
-    assert [body for _, body in drained(broker.settings(), "work")] == [b"the one that is told", b"later"]
+    assert [body for _, body in drained(broker.settings(), "told")] == [b"the one that is told", b"later"]
 
 
 def an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker):
