@@ -9,9 +9,9 @@ import pytest
 from labkit import brokers
 from tests.broker.connections import own_virtual_host
 from tests.broker.test_connection_deadlines import FAULTS, every_call_ends
-from tests.broker.test_pool_and_owner_deadlines import calls_while_the_line_is, every_call_is_late_by
+from tests.broker.test_pool_and_owner_deadlines import calls_while_the_link_is, every_call_is_late_by
 from tests.broker.test_publisher_on_its_own_broker import a_paused_broker_holds_no_call_up, an_alarm_holds_publishers_up
-from tests.broker.test_role_deadlines import while_the_line_is
+from tests.broker.test_role_deadlines import while_the_link_is
 from tests.soak.measured import write_table
 
 pytestmark = [pytest.mark.soak, pytest.mark.broker, pytest.mark.timeout(1800)]
@@ -48,9 +48,9 @@ def record(table, fault, rounds):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_pools_and_owners_while_the_line_is(broker, table, fault):
+def test_pools_and_owners_while_the_link_is(broker, table, fault):
     with own_virtual_host(broker) as settings:
-        record(table, f"the line is {fault}", [calls_while_the_line_is(fault, settings) for _ in range(ROUNDS)])
+        record(table, f"the link is {fault}", [calls_while_the_link_is(fault, settings) for _ in range(ROUNDS)])
 
 
 def test_pools_and_owners_while_the_broker_is_paused(own, table):
@@ -72,12 +72,12 @@ def test_pools_and_owners_while_the_broker_is_in_alarm(own, table):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_connections_and_roles_while_the_line_is(broker, table, fault):
+def test_connections_and_roles_while_the_link_is(broker, table, fault):
     for _ in range(ROUNDS):
         with own_virtual_host(broker) as settings:
             every_call_ends(settings, fault, slack=SLACK)
-            while_the_line_is(fault, settings, slack=SLACK)
-    table.append([f"Connection, channels, roles and ConnectionManager, the line is {fault}", "all", "", "", 0])
+            while_the_link_is(fault, settings, slack=SLACK)
+    table.append([f"Connection, channels, roles and ConnectionManager, the link is {fault}", "all", "", "", 0])
 
 
 def test_connections_and_roles_while_the_broker_is_paused_or_in_alarm(own, table):
