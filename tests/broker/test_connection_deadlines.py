@@ -91,7 +91,7 @@ def every_call_ends(settings, fault, *, slack):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_call_ends_in_time_while_the_line_is(settings, fault):
+def test_every_call_ends_in_time_while_the_link_is(settings, fault):
     every_call_ends(settings, fault, slack=SLACK)
 
 

@@ -163,7 +163,7 @@ def test_a_silent_broker_is_503_that_says_that_the_outcome_is_unknown(line, sett
     assert set(bodies(settings)) == {"before", "in doubt", "after"}
 
 
-def test_no_message_is_answered_2xx_and_lost_while_the_line_is_cut_again_and_again(line, settings):
+def test_no_message_is_answered_2xx_and_lost_while_the_link_is_cut_again_and_again(line, settings):
     app, proxy = line
     with served(app) as address:
         orders = Orders(address)

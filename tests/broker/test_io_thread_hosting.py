@@ -304,7 +304,7 @@ def test_an_exit_without_close_is_silent_quick_and_says_goodbye(settings):
         proxy.wait_for("Connection.CloseOk", timeout=5)
 
 
-def test_an_exit_while_the_line_is_silent_or_gone_takes_at_most_two_seconds(settings):
+def test_an_exit_while_the_link_is_silent_or_gone_takes_at_most_two_seconds(settings):
     script = OPEN + "print('ready', flush=True)\nsys.stdin.close()\nimport os\nos.read(FD, 1)\n"
     for is_cut in (False, True):
         with Proxy(settings) as proxy:

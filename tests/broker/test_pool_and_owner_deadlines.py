@@ -201,7 +201,7 @@ def every_call_is_late_by(settings, fault):
     return late
 
 
-def calls_while_the_line_is(name, settings):
+def calls_while_the_link_is(name, settings):
     """The same through a proxy, with the line so broken."""
     with Proxy(settings) as proxy:
 
@@ -217,7 +217,7 @@ def calls_while_the_line_is(name, settings):
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("name", FAULTS)
-def test_every_call_of_a_pool_and_an_owner_ends_in_time_while_the_line_is(broker, name, tls):
+def test_every_call_of_a_pool_and_an_owner_ends_in_time_while_the_link_is(broker, name, tls):
     with own_virtual_host(broker, tls=tls) as settings:
-        late = calls_while_the_line_is(name, settings)
+        late = calls_while_the_link_is(name, settings)
     assert {what: seconds for what, seconds in late.items() if seconds > SLACK} == {}

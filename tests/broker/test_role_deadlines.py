@@ -95,7 +95,7 @@ def every_call_of_the_roles_ends(connection, publisher, consumer, deliveries, ma
     return {each.outcome for each in confirmations}
 
 
-def while_the_line_is(fault, settings, *, slack):
+def while_the_link_is(fault, settings, *, slack):
     with Proxy(settings) as proxy, roles_at_work(proxy.settings(heartbeat=0)) as (connection, *roles):
         with proxy.fault(Stall(), direction=FAULTS[fault]):
             if fault == "gone":
@@ -107,6 +107,6 @@ def while_the_line_is(fault, settings, *, slack):
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_call_of_the_roles_ends_in_time_while_the_line_is(broker, fault, tls):
+def test_every_call_of_the_roles_ends_in_time_while_the_link_is(broker, fault, tls):
     with own_virtual_host(broker, tls=tls) as settings:
-        while_the_line_is(fault, settings, slack=SLACK)
+        while_the_link_is(fault, settings, slack=SLACK)

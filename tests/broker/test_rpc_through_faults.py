@@ -203,7 +203,7 @@ def ends_in_time(function, seconds):
     return caught.value
 
 
-def test_every_wait_has_an_end_while_the_line_is_silent(settings):
+def test_every_wait_has_an_end_while_the_link_is_silent(settings):
     options = RabbitOptions(conn_pool_min_size=1)
     with Proxy(settings) as proxy, calling(proxy.settings(heartbeat=0), options=options) as (client, transport):
         notifier = Notifier(transport, "pub", topics=["events"])
