@@ -9,8 +9,10 @@ import pika
 import pytest
 from pika.adapters.select_connection import SelectConnection
 
-from labkit import Message
+import labkit.manager
+from labkit import BrokerSettings, ConnectionManager, Message
 from labkit.brokers import encryption
+from labkit.connection.states import State
 
 PROJECT = Path(__file__).parents[3]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -69,7 +71,11 @@ CLAIMS = [
         "tests/lab/test_claims_of_the_lessons.py"
         "::test_a_blocked_connection_gets_heartbeats_and_is_not_given_up_though_it_sends_none",
     ),
-    Claim("09", "it joins a publisher, a consumer for each queue and two connections", "it is a short file"),
+    Claim(
+        "09", "it joins a publisher, a consumer for each queue and two connections", "it is a short file",
+        "tests/unit/lab/test_what_the_lessons_say.py"
+        "::test_a_manager_is_two_connections_and_a_publisher_which_open_nothing_yet",
+    ),
     Claim(
         "10", "takes the whole distinguished name", "from the certificate's **common name**",
         "tests/unit/lab/test_what_the_lessons_say.py"
@@ -102,7 +108,7 @@ def test_a_claim_that_was_wrong_stays_corrected_and_is_shown(claim: Claim):
     elif claim.shown:
         file, _, name = claim.shown.partition("::")
         assert f"def {name}(" in (PROJECT / file).read_text(encoding="utf-8")
-    elif claim.where != "09":
+    else:
         assert "## Sources" in (NOTEBOOKS / "instructor" / f"{claim.where}.md").read_text(encoding="utf-8")
 
 
@@ -117,6 +123,18 @@ def test_a_login_by_certificate_needs_a_plugin_and_the_common_name_has_to_be_ask
     assert "rabbitmq_auth_mechanism_ssl" in encryption.PLUGINS
     text = encryption.configuration("127.0.0.1:5671", "/tls", demand_certificate=False)
     assert "ssl_cert_login_from = common_name\n" in text
+
+
+def test_a_manager_is_two_connections_and_a_publisher_which_open_nothing_yet():
+    assert "Read `labkit/manager.py`: it joins a publisher, a consumer for each queue and two connections" in prose(
+        "09"
+    )
+    manager = ConnectionManager(BrokerSettings())
+    publishing, consuming = manager._parts.publishing, manager._parts.consuming
+    assert publishing is not consuming
+    assert manager._parts.publisher.connection is publishing
+    assert {publishing.state, consuming.state} == {State.NEW}
+    assert {"Publisher", "Consumer"} <= vars(labkit.manager).keys()
 
 
 def test_a_constructor_takes_one_host_and_create_connection_walks_a_list():
