@@ -127,6 +127,8 @@ def an_alarm_holds_a_managers_publisher_up_and_not_its_consumer(broker):
         delivery.ack()
 
     with ConnectionManager(broker.settings(), listeners=[timeline]) as manager:
+        with manager.channel() as channel:
+            channel.declare(Queue("work"))
         for each in manager.publisher.publish_many(["before"] * 30, routing_key="work"):
             each.result()
         manager.consume("work", handler)

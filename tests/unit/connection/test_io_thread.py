@@ -256,7 +256,7 @@ def test_a_loop_that_failed_leaves_no_descriptor(io):
         crash(io)
         until(lambda number=number: io.crashes == number)
     io.call(lambda: None, timeout=10)
-    assert len(list(fds.iterdir())) <= before
+    until(lambda: len(list(fds.iterdir())) <= before)  # the last loop that crashed closes its own a moment later
 
 
 def test_calls_from_many_threads_while_the_loop_comes_and_goes_are_all_answered(io, monkeypatch):
