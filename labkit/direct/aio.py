@@ -10,7 +10,9 @@ blocks the heartbeats too; after about two of them the broker closes the connect
 
 import asyncio
 import inspect
+import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,9 +25,9 @@ from labkit.content.delivery import return_unsettled
 from labkit.content.failed_deliveries import EVERY_TIME, Handled, OnError, RetryCounts
 from labkit.content.sendable import frame_max_of, sendable
 from labkit.content.stream_position import offset_of
-from labkit.direct.aio_link import CALL_TIMEOUT, CLOSE_TIMEOUT, AsyncLink, LinkChannel
+from labkit.direct.aio_link import CALL_TIMEOUT, CLOSE_TIMEOUT, AsyncLink, LinkChannel, settle
 from labkit.direct.confirming import ConfirmingChannel
-from labkit.direct.queues import NOT_FOUND
+from labkit.direct.queues import NOT_FOUND, REPLY_TO, is_reply_address
 from labkit.errors import (
     ChannelLost,
     ConfigurationError,
@@ -35,12 +37,13 @@ from labkit.errors import (
     LeaseError,
     NotConnected,
     OutcomeUnknown,
+    RpcTimeout,
     Unroutable,
 )
 from labkit.events import ConnectionClosed, ConnectionLost, Dispatcher, Event, Listener
 from labkit.settings.settings import BrokerSettings, checked_settings
-from labkit.topology import Message
-from labkit.values import checked_callable, checked_flag, checked_name, checked_number, checked_prefetch
+from labkit.topology import EXPIRATION_MAX, Message
+from labkit.values import checked_callable, checked_flag, checked_name, checked_number, checked_prefetch, refused
 from labkit.verdicts import why_cancelled
 from labkit.watched import Watched
 
@@ -94,6 +97,7 @@ class AsyncConnection:
         self._link: AsyncLink | None = None
         self._traffic = Traffic()
         self._publishing: ConfirmingChannel | None = None
+        self._answers: dict[str | None, asyncio.Future[Message]] = {}  # that are waited for, by correlation id
         self._known: set[str] = set()  # queues that were there when we looked
         self._looking = asyncio.Lock()  # one task at a time; the others then find the work done
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
@@ -148,6 +152,9 @@ class AsyncConnection:
     async def publish(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> None:
         """Put *message* into *queue*, and return when the broker has confirmed it.
 
+        *queue* may be the ``reply_to`` of a request, also where that is no queue (direct reply-to): then nobody says
+        whether its caller is still there.
+
         Many may run at once: ``await asyncio.gather(*(connection.publish("q", text) for text in texts))`` costs one
         round trip, not one a message. If it is cancelled, the message may or may not have arrived.
 
@@ -159,15 +166,61 @@ class AsyncConnection:
             ChannelLost, NotConnected: it was not sent; ``reason`` says what closed the channel or the link.
         """
         checked_name("queue", queue)
+        whole = Message.of(message)
+        if whole.reply_to == REPLY_TO:
+            raise refused(
+                "message.reply_to", REPLY_TO, "a queue; call() sends a request whose answer comes without one"
+            )
+        await self._publish(queue, whole, deadline)
+
+    async def call(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> Message:
+        """Put *message* into *queue*, and return the answer to it: a remote procedure call, by direct reply-to.
+
+        Whoever consumes from *queue* publishes the answer to the message's ``reply_to``, with its ``correlation_id``,
+        which are set here. Answers need no queue: they come to the channel that sent the requests. Each ends its own
+        call, and many calls may run at once. An answer that nobody waits for any more is dropped, and so is a request
+        that nobody has taken by the deadline, unless it has an ``expiration`` of its own.
+
+        Raises:
+            RpcTimeout: no answer within *deadline* seconds. The request may or may not have been carried out.
+            OutcomeUnknown: the link or the channel ended, or there was no confirm in time: as above.
+            Unroutable, PublishRejected, MessageRefused, DeadlineExceeded, ChannelLost, NotConnected: it was not sent,
+                as :meth:`publish` says.
+            ConfigurationError: *message* has a ``reply_to`` or a ``correlation_id`` of its own.
+        """
+        checked_name("queue", queue)
+        request = _request(message, checked_number("deadline", deadline))
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + deadline
+        answer: asyncio.Future[Message] = loop.create_future()
+        self._answers[request.correlation_id] = answer
+        try:
+            channel = await self._publish(queue, request, deadline)
+            either: set[asyncio.Future[Any]] = {answer, channel.ended}
+            await asyncio.wait(either, timeout=max(0.0, ends - loop.time()), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            what = f"no answer to the message for {queue!r}"
+            if channel.ended.done():
+                raise OutcomeUnknown(f"{what}: {channel.lost('call')}", message_id=request.message_id)
+            raise RpcTimeout(f"{what} within {deadline:g} s", timeout=deadline)
+        finally:
+            self._answers.pop(request.correlation_id, None)
+
+    async def _publish(self, queue: str, message: Message, deadline: float) -> LinkChannel:
+        """Publish, and return the channel that did; errors as :meth:`publish`."""
         message, properties = sendable(message, frame_max_of(self._link and self._link.raw))
         checked_number("deadline", deadline)
         link = self._opened()
         confirm: asyncio.Future[None] | None = None
         try:
             async with asyncio.timeout(deadline):
-                await self._find(link, queue)
-                confirm = (await self._confirming(link)).publish(queue, message, properties)
+                if not is_reply_address(queue):
+                    await self._find(link, queue)
+                channel = await self._confirming(link, hears_answers=message.reply_to == REPLY_TO)
+                confirm = channel.publish(queue, message, properties)
                 await confirm
+                return channel.channel
         except Unroutable:
             self._known.discard(queue)
             raise
@@ -302,12 +355,19 @@ class AsyncConnection:
         _check_loop(self._link)
         return self._link
 
-    async def _confirming(self, link: AsyncLink) -> ConfirmingChannel:
+    async def _confirming(self, link: AsyncLink, *, hears_answers: bool) -> ConfirmingChannel:
         """Return the channel that publishes; a new one if an error has closed the old one."""
         async with self._looking:
             if self._publishing is None or self._publishing.channel.ended.done():
                 self._publishing = await ConfirmingChannel.open(link)
+            if hears_answers:
+                await self._publishing.hear_answers(self._on_answer)
             return self._publishing
+
+    def _on_answer(self, answer: Message) -> None:
+        waiting = self._answers.get(answer.correlation_id)
+        if waiting is not None:
+            settle(waiting, answer)
 
     async def _find(self, link: AsyncLink, queue: str) -> None:
         """Declare *queue*, durable, unless it is there; leave one that is there as it is."""
@@ -400,6 +460,16 @@ async def _work(inbox: asyncio.Queue[Any], handler: Handler, settler: _Settler |
         if settler is not None:
             settler.succeeded(message, method)
         await asyncio.sleep(0)  # after a plain handler the loop needs its turn: for heartbeats, or for our cancellation
+
+
+def _request(message: Message | str | bytes, deadline: float) -> Message:
+    """Return *message* with the address for its answer, an id by which that is known, and an end."""
+    whole = Message.of(message)
+    for name in ("reply_to", "correlation_id"):
+        if getattr(whole, name) is not None:
+            raise refused(f"message.{name}", getattr(whole, name), "None: call() sets it")
+    ends = min(deadline, EXPIRATION_MAX) if whole.expiration is None else whole.expiration
+    return replace(whole, reply_to=REPLY_TO, correlation_id=uuid.uuid4().hex, expiration=ends)
 
 
 def _check_loop(link: AsyncLink) -> None:

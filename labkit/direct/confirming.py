@@ -1,10 +1,11 @@
 """Which publish does the broker's answer belong to? A channel in confirm mode, with a future for each message.
 
-Reference: RabbitMQ, "Consumer Acknowledgements and Publisher Confirms".
+Reference: RabbitMQ, "Consumer Acknowledgements and Publisher Confirms"; "Direct Reply-to".
 """
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ import pika.exceptions as px
 
 from labkit.connection.refusals import refusal, suspects
 from labkit.direct.aio_link import AsyncLink, LinkChannel
+from labkit.direct.queues import REPLY_TO, is_reply_address
 from labkit.errors import PublishRejected, Unroutable
 from labkit.topology import Message
 
@@ -34,12 +36,16 @@ class AwaitedConfirm:
 
 
 class ConfirmingChannel:
-    """A channel in confirm mode: the broker numbers our publishes from 1, and so do we."""
+    """A channel in confirm mode: the broker numbers our publishes from 1, and so do we.
+
+    It may hear the answers to what it has sent: with direct reply-to the broker wants both on one channel.
+    """
 
     def __init__(self, channel: LinkChannel) -> None:
         self.channel = channel
         self._count = 0
         self._sent: dict[int, AwaitedConfirm] = {}
+        self._hears_answers = False
         channel.before_end = self._on_end
 
     @classmethod
@@ -51,10 +57,22 @@ class ConfirmingChannel:
         await self.channel.ask("confirms", lambda done: raw.confirm_delivery(self._on_outcome, done))
         return self
 
+    async def hear_answers(self, on_answer: Callable[[Message], object]) -> None:
+        """Have *on_answer* called with each answer; only once for a channel. Raises as :meth:`LinkChannel.ask` does."""
+        if self._hears_answers:
+            return
+        self._hears_answers = True  # before the broker's word: if this is cancelled, it consumes all the same
+
+        def hear(_: Any, __: Any, properties: pika.BasicProperties, body: bytes) -> None:
+            on_answer(Message.received(properties, body))
+
+        raw = self.channel.raw
+        await self.channel.ask("call", lambda done: raw.basic_consume(REPLY_TO, hear, auto_ack=True, callback=done))
+
     def publish(self, queue: str, message: Message, properties: pika.BasicProperties) -> asyncio.Future[None]:
         """Send *message*; the future is done when the broker has confirmed it, and fails when it has not."""
         try:
-            self.channel.raw.basic_publish("", queue, message.body, properties, mandatory=True)
+            self.channel.raw.basic_publish("", queue, message.body, properties, mandatory=not is_reply_address(queue))
         except px.AMQPError as exc:
             raise self.channel.lost("publish") from exc
         self._count += 1  # only now: what could not be sent has no number

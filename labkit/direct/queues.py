@@ -7,6 +7,7 @@ from labkit.errors import ChannelLost, LabkitError
 
 NOT_FOUND = 404  # AMQP 0-9-1, section 1.2 (Constants)
 RESOURCE_LOCKED = 405
+REPLY_TO = "amq.rabbitmq.reply-to"  # RabbitMQ's guide "Direct Reply-to"
 
 
 class Queues:
@@ -51,6 +52,15 @@ class Queues:
     def forget_all(self) -> None:
         """Look for every queue again: this is a new connection."""
         self._known.clear()
+
+
+def is_reply_address(queue: str) -> bool:
+    """Return whether *queue* is no queue, but what the broker has made of a request's :data:`REPLY_TO`.
+
+    Nothing of that name can be declared. A mandatory message to it is delivered, and by RabbitMQ 3.10 and 4.0 returned
+    all the same.
+    """
+    return queue.startswith(f"{REPLY_TO}.")
 
 
 def ask(link: OwnedConnection, queue: str, ends: float, *, passive: bool) -> None:

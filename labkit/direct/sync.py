@@ -18,7 +18,7 @@ from labkit.concurrency.bell import Flag
 from labkit.connection.refusals import refusal
 from labkit.content.failed_deliveries import EVERY_TIME, OnError, RetryCounts
 from labkit.content.sendable import sendable
-from labkit.direct.queues import Queues
+from labkit.direct.queues import Queues, is_reply_address
 from labkit.direct.sync_consumer import Callback, ConsumeLoop
 from labkit.direct.sync_link import CALL_TIMEOUT, CLOSE_TIMEOUT, OwnedConnection, answer_within, left
 from labkit.errors import ChannelLost, LeaseError, NotConnected, OutcomeUnknown, PublishRejected, Unroutable
@@ -118,12 +118,13 @@ class SyncConnection:
         ends = time.monotonic() + checked_number("deadline", deadline)
         link = self._opened()
         link.pump()  # finds out here, not in mid-publish, that the link is dead
-        if self._queues.declare:
+        is_answer = is_reply_address(queue)
+        if self._queues.declare and not is_answer:
             self._queues.find(link, queue, ends)
         channel = link.standing_channel(self.prefetch, left(ends))
         try:
             with link.call("publish", left(ends)):
-                channel.basic_publish("", queue, message.body, properties, mandatory=True)
+                channel.basic_publish("", queue, message.body, properties, mandatory=not is_answer)
         except px.UnroutableError as exc:
             self._queues.forget(queue)
             link.tell(MessageReturned, exchange="", routing_key=queue, message_id=message.message_id)

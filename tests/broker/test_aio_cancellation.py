@@ -7,7 +7,7 @@ import random
 import pika
 import pytest
 
-from labkit import AsyncConnection, LabkitError
+from labkit import AsyncConnection, LabkitError, Message
 from labkit.wire import Latency, Proxy
 from tests.asynchronous import asynchronous, sockets, until
 
@@ -108,6 +108,29 @@ def test_cancelled_publish_leaves_the_connection_usable_and_loses_no_confirmed_m
         assert {*confirmed, "last"} <= set(found)
 
     check()
+
+
+@asynchronous
+async def test_cancelled_call_leaves_the_connection_usable_and_no_call_gets_anothers_answer(proxy):
+    rng = random.Random(0)
+    async with AsyncConnection(proxy.settings()) as server:
+
+        async def answer(request):
+            await server.publish(request.reply_to, Message(request.text, correlation_id=request.correlation_id))
+
+        serving = asyncio.create_task(server.consume("calls", answer))
+        cancelled = 0
+        await until(lambda: "calls" in server._known)
+        async with AsyncConnection(proxy.settings()) as client:
+            usual = await seconds_for(client.call("calls", "x"))
+        for number in range(ROUNDS):
+            async with AsyncConnection(proxy.settings()) as client:  # a new one, whose first call has most to do
+                for text in (f"{number} first", f"{number} second"):
+                    cancelled += await cancel_after(client.call("calls", text), rng.uniform(0.0, 2 * usual))
+                assert (await client.call("calls", f"{number} last")).text == f"{number} last"
+        assert 0 < cancelled < 2 * ROUNDS
+        serving.cancel()
+        await asyncio.wait({serving})
 
 
 @asynchronous

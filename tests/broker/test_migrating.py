@@ -13,7 +13,7 @@ pytestmark = pytest.mark.broker
 
 PAGE = (Path(labkit.__file__).parent.parent / "docs" / "migrating.md").read_text(encoding="utf-8")
 PRELUDE = """
-import queue, threading, time
+import asyncio, queue, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import pika
 from labkit import *
@@ -46,4 +46,4 @@ def test_a_recipe_prints_what_it_says(settings, block):
 def test_the_page_has_the_recipes_that_people_look_for():
     titles = [line.removeprefix("### ") for line in PAGE.splitlines() if line.startswith("### ")]
     assert len([each for each in titles if each[0].isdigit()]) == 7
-    assert len(titles) == 17
+    assert len(titles) == 18

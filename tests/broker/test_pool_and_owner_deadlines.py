@@ -151,6 +151,7 @@ def every_call_of_sync_connections_ends(connections, new):
 ASYNC_CALLS = {
     "publish": lambda each: each.publish("work", "x", deadline=TIMEOUT),
     "publish to another queue": lambda each: each.publish("other", "x", deadline=TIMEOUT),
+    "call": lambda each: each.call("work", "x", deadline=TIMEOUT),
     "consume": lambda each: asyncio.wait_for(each.consume("work", print), TIMEOUT),
     "consume from another queue": lambda each: asyncio.wait_for(each.consume("other", print), TIMEOUT),
     "close": lambda each: each.close(timeout=TIMEOUT),

@@ -227,6 +227,7 @@ async def test_an_awaited_call_refuses_it_too():
     connection = AsyncConnection()
     for call, least in (
         (connection.publish, {"queue": "q", "message": "x"}),
+        (connection.call, {"queue": "q", "message": "x"}),
         (connection.consume, {"queue": "q", "handler": print}),
         (connection.close, {}),
     ):
