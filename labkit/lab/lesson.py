@@ -6,7 +6,7 @@ from labkit import brokers
 from labkit.brokers import home
 from labkit.lab import copies
 from labkit.lab.notebook_file import all_of
-from labkit.lab.server import NotebookServer, serve
+from labkit.lab.server import NotebookServer, ended_by_signals, serve
 
 
 def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) -> None:
@@ -20,14 +20,19 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
     all_of(home.project())  # before anything is started or written
     state = home.claim(home.bench())  # also where the broker is elsewhere: the notebook server's token lies there
     ours = brokers.find() is None
-    broker = brokers.up("auto", None, say)
-    try:
-        say(f"RabbitMQ {broker.version} ({broker.backend}), management page: {broker.management_url}")
-        for copy in copies.refresh_work():
-            if copy.mine:
-                say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
-        serve(NotebookServer(home.project() / copies.WORK, state, port=port), say=say, open_browser=open_browser)
-    finally:
+    server = NotebookServer(home.project() / copies.WORK, state, port=port)
+
+    def end() -> None:
+        server.stop()
         if ours:
             brokers.down()
             say("the broker is down")
+
+    with ended_by_signals(end, say):
+        for copy in copies.refresh_work():
+            if copy.mine:
+                say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
+        server.begin()
+        broker = brokers.up("auto", None, say)
+        say(f"RabbitMQ {broker.version} ({broker.backend}), management page: {broker.management_url}")
+        serve(server, say=say, open_browser=open_browser)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -50,6 +50,7 @@ class NotebookServer:
         self._port = port or free_port(PREFERRED_PORT)
         self._token = secrets.token_hex(16)
         self._page = state / "open-jupyterlab.html"
+        self._log = state / "jupyter.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,32 +71,42 @@ class NotebookServer:
         replace_file(self._page, page.encode())
         return self._page.resolve().as_uri()
 
+    def begin(self) -> None:
+        """Start JupyterLab and return at once, so that a broker can start beside it; :meth:`start` waits for it."""
+        self._write_settings()
+        self._spawn()
+
     def start(self) -> None:
-        """Start JupyterLab and wait until it answers.
+        """Start JupyterLab, unless it has begun, and wait until it answers.
 
         A port that another program took since it was chosen is replaced by a free one, unless it was asked for.
 
         Raises:
             ServerError: it ended (a busy port), or said nothing for 60 s; the text holds the log's last lines.
         """
-        self._write_settings()
+        if self._process is None:
+            self.begin()
         for _ in range(ATTEMPTS - 1 if self._may_move else 0):
             try:
-                return self._start()
+                return self._wait_or_stop()
             except _EndedError:
                 self._port = free_port(0)
-        return self._start()
+                self._spawn()
+        return self._wait_or_stop()
 
-    def _start(self) -> None:
-        log = self._state / "jupyter.log"
-        with log.open("wb") as sink:
+    def _spawn(self) -> None:
+        with self._log.open("wb") as sink:
             # Its own session: Ctrl-C at the terminal reaches us alone, and we end the server with all its kernels.
             self._process = subprocess.Popen(
                 self._command(), env=self._environment(), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
                 start_new_session=True,
             )  # fmt: skip
+
+    def _wait_or_stop(self) -> None:
+        if self._process is None:
+            raise ServerError("JupyterLab was stopped while it started")
         try:
-            self._wait_until_it_answers(self._process, log)
+            self._wait_until_it_answers(self._process)
         except BaseException:
             self.stop()
             raise
@@ -167,7 +178,7 @@ class NotebookServer:
             {"windowingMode": "defer"},  # cells out of sight keep their outputs, so that Ctrl-F finds them
         )
 
-    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         kind, went = ServerError, f"did not answer within {READY_TIMEOUT:.0f} s"
         deadline = time.monotonic() + READY_TIMEOUT
         while time.monotonic() < deadline:
@@ -183,28 +194,36 @@ class NotebookServer:
             except httpx.HTTPError:
                 pass
             time.sleep(0.1)
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-5:])
         raise kind(f"JupyterLab {went} on port {self._port}; its log ends: {tail}")
 
 
-def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool) -> None:
-    """Run *server* until it ends, or until Ctrl-C, SIGTERM or a closed terminal ends us."""
+@contextlib.contextmanager
+def ended_by_signals(end: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
+    """Have Ctrl-C, SIGTERM and a closed terminal end the block; then call *end*, undisturbed by a second Ctrl-C."""
     previous = {number: signal.signal(number, _interrupt) for number in _ending_signals()}
     try:
-        server.start()
-        say(f"JupyterLab: {server.address}")
-        say("Ctrl-C here ends JupyterLab and the broker that this command started")
-        if open_browser and _has_display():
-            webbrowser.open(server.landing_page())
-        server.wait()
+        yield
     except KeyboardInterrupt:
         say("")
     finally:
         for number in previous:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave kernels behind
-        server.stop()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        try:
+            end()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool) -> None:
+    """Run *server* until it ends by itself."""
+    server.start()
+    say(f"JupyterLab: {server.address}")
+    say("Ctrl-C here ends JupyterLab and the broker that this command started")
+    if open_browser and _has_display():
+        webbrowser.open(server.landing_page())
+    server.wait()
 
 
 def _has_display() -> bool:

@@ -2,19 +2,25 @@
 
 import ast
 import contextlib
+import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import types
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
+
+from tests.view import until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bootstrap.py"
@@ -77,7 +83,7 @@ def test_without_a_proxy_nothing_is_said_or_changed(bootstrap, monkeypatch, caps
 
 
 def test_a_changed_requirement_is_noticed_and_an_unchanged_one_installs_nothing(bootstrap, monkeypatch, tmp_path):
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in ("requirements-uv.txt", "requirements.txt", "pyproject.toml"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
     before = bootstrap.fingerprint()
@@ -262,6 +268,114 @@ def test_a_set_up_that_cannot_go_on_ends_with_one_sentence(bootstrap, monkeypatc
     assert ("venv failed" if step == "venv" else "is a package index reachable?") in str(ended.value)
     assert "\n" not in str(ended.value)
     assert not (tmp_path / "stamp").exists()
+
+
+@pytest.fixture
+def venv_and_index(bootstrap, monkeypatch, tmp_path):
+    """A small virtual environment to install into, and a package index of its own: a folder with one wheel in it."""
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / "venv")
+    monkeypatch.setattr(bootstrap, "BIN", tmp_path / "venv" / "bin")
+    monkeypatch.setattr(bootstrap, "PYTHON", tmp_path / "venv" / "bin" / "python")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    (tmp_path / "wheels").mkdir()
+    return tmp_path / "wheels"
+
+
+def wheel(folder, name, text):
+    """A package of one module, as a wheel; return the line of requirements.txt that names it with its hash."""
+    file = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{name}.py", text)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the scripts of a virtual environment lie elsewhere")
+@pytest.mark.parametrize("uv", ["that works", "that cannot be had", "that fails"])
+def test_packages_come_from_the_index_that_pip_is_configured_for_by_uv_or_by_pip_and_only_with_their_hashes(
+    bootstrap, monkeypatch, tmp_path, venv_and_index, capfd, uv
+):
+    # A closed network's mirror, and nothing else: what pip is told, uv must be told.
+    for name in [each for each in os.environ if each.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {venv_and_index}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    real = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv == "that works" and real is None:
+        pytest.skip("needs uv")
+    (tmp_path / "requirements.txt").write_text(wheel(venv_and_index, "lesson", "answer = 42") + "\n")
+    missing = "uv==0.0.0 --hash=sha256:" + "0" * 64
+    stand_in = wheel(venv_and_index, "standin", "")
+    (tmp_path / "requirements-uv.txt").write_text((missing if uv == "that cannot be had" else stand_in) + "\n")
+    if uv == "that works":
+        (tmp_path / "venv" / "bin" / "uv").symlink_to(real)
+    elif uv == "that fails":
+        (tmp_path / "venv" / "bin" / "uv").write_text("#!/bin/sh\nexit 2\n")
+        (tmp_path / "venv" / "bin" / "uv").chmod(0o755)
+    itself = tmp_path / "pyproject.toml"
+    itself.write_text('[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
+    (tmp_path / "backend.py").write_text(BACKEND)
+
+    bootstrap.install_packages()
+    assert subprocess.check_output([bootstrap.PYTHON, "-c", "import lesson; print(lesson.answer)"]) == b"42\n"
+    assert ("going on with pip" in capfd.readouterr().out) == (uv != "that works")
+
+    altered = wheel(venv_and_index, "altered", "").partition("sha256:")[0] + "sha256:" + "0" * 64
+    (tmp_path / "requirements.txt").write_text(altered + "\n")
+    with pytest.raises(SystemExit, match=r"could not install requirements\.txt"):
+        bootstrap.install_packages()
+
+
+BACKEND = """
+import zipfile
+
+def build_editable(directory, *_):
+    with zipfile.ZipFile(directory + "/itself-1.0-py3-none-any.whl", "w") as archive:
+        info = "itself-1.0.dist-info/"
+        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: itself\\nVersion: 1.0\\n")
+        archive.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        archive.writestr(info + "RECORD", "")
+    return "itself-1.0-py3-none-any.whl"
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are grouped by session")
+def test_what_is_unpacked_meanwhile_ends_with_the_set_up(bootstrap, monkeypatch, tmp_path):
+    script = tmp_path / "labkit" / "brokers" / "images" / "build.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"sleep 60 & echo $! >{tmp_path}/child; echo $@ >{tmp_path}/asked; wait\n")
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    monkeypatch.setattr(bootstrap, "is_debian_root", lambda: True)
+    monkeypatch.setattr(bootstrap, "agreed_to_unpack", lambda: True)
+    monkeypatch.setattr(bootstrap, "asks", lambda: False)
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None)
+    for name in ("LABKIT_BROKER", "SUDO_UID"):
+        monkeypatch.delenv(name, raising=False)
+    process = bootstrap.begin_to_unpack()
+    until(lambda: (tmp_path / "asked").exists())
+    assert (tmp_path / "asked").read_text() == f"--rootfs {tmp_path}/.lab/rootfs\n"
+    assert (tmp_path / ".lab").stat().st_mode & 0o777 == 0o700
+    child = int((tmp_path / "child").read_text())
+    bootstrap.end(process)
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    assert bootstrap.begin_to_unpack() is None  # .lab is there
+
+
+@pytest.mark.parametrize("there", ["docker", "rabbitmq-server", "LABKIT_BROKER", "a person who is to be asked"])
+def test_nothing_is_unpacked_beforehand_where_there_may_be_another_way(bootstrap, monkeypatch, tmp_path, there):
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    monkeypatch.setattr(bootstrap, "is_debian_root", lambda: True)
+    monkeypatch.setattr(bootstrap, "asks", lambda: "asked" in there)
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: name if name == there else None)
+    monkeypatch.setenv("LABKIT_BROKER", "amqp://far.example" if there == "LABKIT_BROKER" else "")
+    monkeypatch.setattr(bootstrap, "agreed_to_unpack", lambda: pytest.fail("it began"))
+    assert bootstrap.begin_to_unpack() is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("system", ["debian", "fedora", "macos", "windows", "other"])

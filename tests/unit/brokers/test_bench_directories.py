@@ -140,7 +140,8 @@ def test_a_lesson_on_a_broker_by_url_keeps_its_files_private_too(
     monkeypatch.setattr(brokers, "up", lambda *_: ElsewhereBroker())
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
-    monkeypatch.setattr(lesson, "serve", lambda *_, **__: seen.append(mode(tmp_path / ".lab")))
+    monkeypatch.setattr(lesson.NotebookServer, "begin", lambda _: seen.append(mode(tmp_path / ".lab")))
+    monkeypatch.setattr(lesson, "serve", lambda *_, **__: None)
     lesson.hold(port=None, open_browser=False, say=lambda _: None)
     assert seen == [0o700]
 
