@@ -80,6 +80,20 @@ class Progress:
         return f"{self.solved} of {self.exercises} solved"
 
 
+def make_work(project: Path) -> Path:
+    """Make ``work/`` unless it is there.
+
+    Raises:
+        NotebookError: it cannot be written.
+    """
+    work = project / WORK
+    try:
+        work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise NotebookError(f"{work} cannot be written: {error}") from error
+    return work
+
+
 def refresh_work(project: Path | None = None) -> list[Copy]:
     """Bring ``work/`` up to date with ``notebooks/``: new copies, fresh copies of unchanged ones, the landing page.
 

@@ -13,14 +13,14 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
     """Serve ``work/`` until the learner is done; ends the broker only if it was started here.
 
     Raises:
-        NotebookError: there are no notebooks here, as where the package alone is installed.
+        NotebookError: there are no notebooks here, as where the package alone is installed; or work/ cannot be written.
         BrokerError: no broker could be had.
         ServerError: JupyterLab did not start.
     """
     all_of(home.project())  # before anything is started or written
     state = home.claim(home.bench())  # also where the broker is elsewhere: the notebook server's token lies there
     ours = brokers.find() is None
-    server = NotebookServer(home.project() / copies.WORK, state, port=port)
+    server = NotebookServer(copies.make_work(home.project()), state, port=port)
 
     def end() -> None:
         server.stop()
@@ -29,10 +29,10 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
             say("the broker is down")
 
     with ended_by_signals(end, say):
+        server.begin()
         for copy in copies.refresh_work():
             if copy.mine:
                 say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
-        server.begin()
         broker = brokers.up("auto", None, say)
         say(f"RabbitMQ {broker.version} ({broker.backend}), management page: {broker.management_url}")
         serve(server, say=say, open_browser=open_browser)

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from labkit.errors import ConfigurationError, LabkitError
 
 FOLDER = "notebooks"
@@ -25,6 +23,7 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 # Tags of cells whose source is collapsed: it is the answer, or what the widget below says already.
 COLLAPSED = ("solution", "predict", "recall")
 
+# nbformat is imported where it is used: that takes a second, for which no other command of `labkit` is to wait.
 # Any: nbformat has no types; a NotebookNode is a dict whose keys are attributes too.
 Notebook = Any
 Cell = Any
@@ -108,6 +107,8 @@ def read(path: Path) -> Notebook:
     Raises:
         NotebookError: the file is not a notebook of format 4.
     """
+    import nbformat
+
     try:
         notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
         if notebook.nbformat != 4 or not isinstance(notebook.cells, list):
@@ -120,6 +121,8 @@ def read(path: Path) -> Notebook:
 
 def write(notebook: Notebook, path: Path) -> None:
     """Write a notebook whole or not at all: sorted keys, one space of indentation, a newline at the end."""
+    import nbformat
+
     text = nbformat.v4.writes(notebook, sort_keys=True, indent=1, ensure_ascii=False)
     write_whole(path, (text.rstrip("\n") + "\n").encode())
 
@@ -162,6 +165,8 @@ def requires(notebook: Notebook) -> list[str]:
 
 def clear(notebook: Notebook) -> Notebook:
     """Return a copy without outputs and counts."""
+    import nbformat
+
     copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
     for cell in code_cells(copy):
         cell.outputs = []
@@ -191,6 +196,8 @@ def normalise(notebook: Notebook) -> Notebook:
     stream output where the kernel happened to flush twice; only tags and ``source_hidden`` on cells. Ids that are there
     stay (translations and links rely on them); missing and double ones are made from the cell's text.
     """
+    import nbformat
+
     kept = notebook.metadata.get("labkit")
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
     if kept:
@@ -262,6 +269,8 @@ def _cell_metadata(cell: Cell) -> dict[str, Any]:
 
 
 def _plain_outputs(outputs: Sequence[Any], count: int | None) -> Iterator[Any]:
+    import nbformat
+
     for output in _joined_streams(outputs):
         if output.output_type == "execute_result":
             output.execution_count = count

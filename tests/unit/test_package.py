@@ -53,6 +53,14 @@ def test_an_instrument_needs_neither_jupyter_nor_the_command_nor_the_classroom(n
     assert (done.stdout.strip(), done.stderr) == ("False True", "")
 
 
+def test_the_command_waits_for_no_package_that_only_its_work_on_notebooks_needs():
+    code = (
+        "import sys, labkit.lab.commands; print([name for name in ('nbformat', 'jsonschema') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
 def test_no_module_shares_a_name_with_a_public_attribute_beside_it():
     assert len(modules()) > 8
     shared = [name for name in modules() if name in labkit.__all__ and name != "errors"]
