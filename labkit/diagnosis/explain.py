@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import pika.exceptions as px
 
 from labkit import errors
-from labkit.diagnosis.explanations import BROKER, CODES, NETWORK, NOBODY, OURS, TYPES
+from labkit.diagnosis.broker_words import WORDS
+from labkit.diagnosis.cases import BROKER, NETWORK, NOBODY, Case
+from labkit.diagnosis.explanations import CODES, TYPES
 from labkit.errors import Kind, classify
 from labkit.printable import printable
 from labkit.verdicts import PEER_GONE, reply_code, root_cause
@@ -21,18 +23,33 @@ WIDTH = 90  # columns; what a narrow browser window shows of a cell's output
 TOLD_BY_THEIR_CAUSE = (errors.LabkitError, errors.ConnectError, errors.NotConnected, errors.ChannelLost)
 
 
+ITSELF = Case("program-failed", "the program failed by itself; no connection is to blame", NOBODY)
+HUNG_UP = Case("hung-up-at-once", "the other side hung up as soon as it had accepted", NETWORK)
+BROKE_OFF_TLS = Case(
+    "client-certificate-refused",
+    "the broker broke off the TLS handshake: it wants another certificate of us",
+    BROKER,
+    notebook="10",
+)
+OF_ITS_OWN = "the broker gave a reason of its own"
+BY_NAME = {case.name: case for case in (*WORDS, *CODES, *TYPES)}
+BY_CODE = {case.code: case for case in CODES}
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """What an error means. ``str()`` is three or four facts that stay the same on every machine, in lines of at most
     90 columns.
 
     Attributes:
-        error: The error's class.
+        error: The error's class; in a text, the diagnosis.
         what: What happened.
         said: The broker's own words, where it gave any; else empty.
         closed_by: ``client``, ``broker``, ``network`` or ``nobody``.
         advice: What to do.
         kind: What a retry would meet.
+        diagnosis: The name of what happened, such as ``queue-missing``; the same in the atlas.
+        notebook: The number of the lesson where it is met; empty if none.
     """
 
     error: str
@@ -41,6 +58,8 @@ class Explanation:
     closed_by: str
     advice: str
     kind: Kind
+    diagnosis: str = ""
+    notebook: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -49,7 +68,7 @@ class Explanation:
             f"closed by: {self.closed_by} ({self.kind.value})",
             f"what to do: {self.advice}",
         ]
-        return "\n".join(_wrapped(line) for line in lines if line)
+        return "\n".join(wrapped(line) for line in lines if line)
 
     def __repr__(self) -> str:
         return str(self)
@@ -66,27 +85,48 @@ def explain(error: BaseException) -> Explanation:
     told = error.__cause__ if isinstance(error, errors.ConnectError) and error.__cause__ else error
     cause = root_cause(told)
     code = reply_code(told)
-    if code is not None:
-        what, closed_by = CODES.get(code, "the broker gave a reason of its own"), BROKER
-        if isinstance(cause, px.ProbableAuthenticationError):
-            what = "the broker does not accept this user name and password"
-        what = f"{what} ({code})"
-        if isinstance(cause, px.ConnectionClosedByClient | px.ChannelClosedByClient):
-            what, closed_by = _by_type(cause)
+    if code is not None and not isinstance(cause, px.ConnectionClosedByClient | px.ChannelClosedByClient):
+        case = _by_code(code, cause)
+        what, closed_by, advice = f"{case.what} ({code})", BROKER, case.advice or verdict.advice
     else:
-        what, closed_by = _by_type(cause)
+        case = _by_type(cause)
         if isinstance(cause, px.IncompatibleProtocolError) and verdict.kind is Kind.REFUSED:
-            what, closed_by = "the broker broke off the TLS handshake: it wants another certificate of us", BROKER
-    advice = verdict.advice
-    ours = next((entry for entry in OURS if isinstance(error, entry[0])), None)
-    if ours is not None and (cause is error or type(error) not in TOLD_BY_THEIR_CAUSE):
-        advice = ours[3]
+            case = BROKE_OFF_TLS
+        what, closed_by, advice = case.what, case.closed_by, case.advice or verdict.advice
+    ours = next((each for each in TYPES if isinstance(error, each.types)), None)
+    is_ours = ours is not None and isinstance(error, errors.LabkitError | KeyboardInterrupt)
+    if ours is not None and is_ours and (cause is error or type(error) not in TOLD_BY_THEIR_CAUSE):
+        advice = ours.advice
         if isinstance(error, errors.OutcomeUnknown):
-            what = ours[1] if cause is error else f"{ours[1]}; {what}"
+            what = ours.what if cause is error else f"{ours.what}; {what}"
         elif isinstance(error, errors.TlsError):
-            what, closed_by = ours[1:3]
+            case, what, closed_by = ours, ours.what, ours.closed_by
     said = printable(_words(cause)) if closed_by == BROKER else ""
-    return Explanation(type(error).__name__, what, said, closed_by, advice, verdict.kind)
+    return Explanation(
+        type(error).__name__, what, said, closed_by, advice, verdict.kind, diagnosis=case.name, notebook=case.notebook
+    )
+
+
+def by_words(text: str, code: int | None = None) -> Case | None:
+    """Return the case that the broker's words tell of; None if none is known. With *code*, only one of that code."""
+    lowered = text.lower()
+    for case, signs in _WORDS:
+        fits = case.code is None or code is None or case.code == code
+        if fits and any(word in lowered and pattern.search(lowered) for word, pattern in signs):
+            return case
+    return None
+
+
+_WORDS = [(case, case.patterns()) for case in WORDS]
+
+
+def _by_code(code: int, cause: BaseException) -> Case:
+    known = by_words(_words(cause), code)
+    if known is not None:
+        return known
+    if isinstance(cause, px.ProbableAuthenticationError):
+        return BY_NAME["login-refused"]
+    return BY_CODE.get(code, Case(f"reply-code-{code}", OF_ITS_OWN, BROKER))
 
 
 # Pika's "probable" errors hold the broker's close as text: ("ConnectionClosedByBroker: (530) 'NOT_ALLOWED - ...'",)
@@ -101,14 +141,12 @@ def _words(cause: BaseException) -> str:
     return quoted["text"] if quoted else ""
 
 
-def _by_type(cause: BaseException) -> tuple[str, str]:
+def _by_type(cause: BaseException) -> Case:
     if isinstance(cause, ValueError) and PEER_GONE in str(cause):
-        return "the other side hung up as soon as it had accepted", NETWORK
-    for cls, what, closed_by in TYPES:
-        if isinstance(cause, cls):
-            return what, closed_by
-    return "the program failed by itself; no connection is to blame", NOBODY
+        return HUNG_UP
+    return next((case for case in TYPES if isinstance(cause, case.types)), ITSELF)
 
 
-def _wrapped(line: str) -> str:
+def wrapped(line: str) -> str:
+    """The line in as many of at most 90 columns as it takes, the later ones indented; no word is cut."""
     return textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

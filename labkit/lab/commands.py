@@ -11,7 +11,17 @@ from labkit.brokers import images
 from labkit.brokers.discovery import VARIABLE, known
 from labkit.brokers.zero import reset as reset_broker
 from labkit.errors import BrokerError
-from labkit.lab import audit_commands, certificate_commands, copies, demo, doctor, lesson, refreshing, running
+from labkit.lab import (
+    audit_commands,
+    certificate_commands,
+    copies,
+    demo,
+    doctor,
+    explain_commands,
+    lesson,
+    refreshing,
+    running,
+)
 from labkit.printable import printable
 
 app = typer.Typer(
@@ -23,6 +33,7 @@ app = typer.Typer(
 
 app.add_typer(certificate_commands.app, name="certs")
 app.command()(audit_commands.audit)
+app.command()(explain_commands.explain)
 
 Home = Annotated[Path | None, typer.Option(help="Bench directory; by default the project's .lab.")]
 

@@ -79,7 +79,7 @@ MAY_IMPORT_PIKA = {
         "twisted",
     ],
     "content": ["properties"],
-    "diagnosis": ["explain", "explanations"],
+    "diagnosis": ["cases", "explain", "explanations"],
     "direct": ["aio", "aio_link", "confirming", "sync", "sync_consumer", "sync_link"],
     "factory": [""],
     "integrations": ["fastapi", "flask", "unavailable"],
