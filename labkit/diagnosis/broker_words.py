@@ -21,7 +21,7 @@ WORDS = (  # the more exact one first
         "login-refused",
         "the broker does not accept this user name and password",
         BROKER,
-        "check the user name and the password; the broker's log says more",
+        "do not try again; check the user name and the password first",
         signs=(
             "login was refused",
             "\\b(?:plain|amqplain|external) login refused",
