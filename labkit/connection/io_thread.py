@@ -117,6 +117,10 @@ class IoThread:
         """Run *function* after *delay* seconds. On the I/O thread only."""
         return Timer(self._here(), delay, function)
 
+    def at_end_of_turn(self, function: Task) -> None:
+        """Run *function* when all else that is due now has been done, before the loop waits. On the I/O thread only."""
+        self._here().at_end_of_turn.append(function)
+
     def ioloop(self) -> IOLoop:
         """Return Pika's loop, for a new Pika connection. On the I/O thread only."""
         return self._here().ioloop

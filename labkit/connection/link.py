@@ -153,6 +153,7 @@ class Link:
             on_open_error_callback=self._on_open_error,
             on_close_callback=self._on_close,
             custom_ioloop=self._services,
+            at_end_of_turn=self.io.at_end_of_turn,
         )
         self.facts = LinkFacts(self.connection)
         self.io.host(self)  # not before: a constructor that raises leaves nothing to host

@@ -94,6 +94,7 @@ class Loop:
         self.thread = threading.current_thread()
         self.hosted: set[Hosted] = set()
         self.timers: set[Timer] = set()
+        self.at_end_of_turn: list[Task] = []
         self.ioloop = self._new_ioloop()
         self.lag = 0.0  # the worst of late, since who holds the interpreter's lock lets nobody look meanwhile
         self.due = time.monotonic() + TICK
@@ -109,6 +110,7 @@ class Loop:
             try:
                 self.ioloop.poll()
                 self.ioloop.process_timeouts()
+                self._end_turn()
             except BaseException as exc:  # noqa: BLE001 - whatever it is, nobody may be left waiting
                 self._crashed(exc)
         _end(self.ioloop)
@@ -121,6 +123,7 @@ class Loop:
         self._is_over = True
         self.wake = _nobody
         self.hosted.clear()
+        self.at_end_of_turn.clear()
         forget_loop(self.ioloop)
 
     def _new_ioloop(self) -> IOLoop:
@@ -139,6 +142,12 @@ class Loop:
         tasks = self._owner.tasks
         for _ in range(len(tasks)):
             contain(tasks.popleft())
+
+    def _end_turn(self) -> None:
+        while self.at_end_of_turn:
+            tasks, self.at_end_of_turn = self.at_end_of_turn, []
+            for each in tasks:
+                contain(each)
 
     def _tick_in(self, seconds: float) -> None:
         self.due = time.monotonic() + seconds

@@ -7,7 +7,7 @@ of labkit reaches for one that is not in the table. Below it is what the I/O thr
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pika
@@ -30,6 +30,7 @@ KINDS = {
 }
 SERVER_PROPERTIES = 6  # where that table begins in a Connection.Start
 JOIN_MAX = 1 << 16  # bytes; some system calls' worth, and not much to hold back
+READ_MAX = 1 << 16  # bytes that are read at once; Pika's 4096 make a large message many system calls
 
 
 class FrameDecoder:
@@ -124,34 +125,54 @@ class DecodingConnection(pika.connection.Connection):  # type: ignore[misc]
 
 
 class JoiningConnection(DecodingConnection, pika.SelectConnection):  # type: ignore[misc]
-    """A ``SelectConnection`` that can hand many frames to its socket as one piece. On the loop's thread."""
+    """A ``SelectConnection`` that writes once in a turn of its loop: many frames are one piece. On the loop's thread.
 
-    _pieces: list[bytes] | None = None  # None: nothing is held back
-    _size = 0
+    Pika writes each of the three frames of a message by itself, and each only when the loop has found that there is
+    room. It also reads until nothing is left, so most of its reads find nothing; here the loop says what is left.
 
-    @contextlib.contextmanager
-    def joining(self) -> Iterator[None]:
-        """Hold back what is written in the block, and write it at its end, or as soon as it is JOIN_MAX bytes."""
-        self._pieces = []
-        try:
-            yield
-        finally:
-            self._write_pieces()
-            self._pieces = None
+    Args:
+        arguments: Pika's.
+        at_end_of_turn: Has a function called when everything else in this turn is done.
+        options: Pika's.
+    """
+
+    def __init__(self, *arguments: Any, at_end_of_turn: Callable[[Callable[[], None]], None], **options: Any) -> None:
+        self._at_end_of_turn = at_end_of_turn
+        self._pieces: list[bytes] = []
+        self._size = 0
+        super().__init__(*arguments, **options)
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        if is_plain(transport):  # TLS keeps bytes of its own, of which the loop knows nothing
+            transport._MAX_RECV_BYTES, transport._MAX_CONSUME_BYTES = READ_MAX, 1
+        super()._proto_connection_made(transport)
+
+    def _get_write_buffer_size(self) -> int:
+        return self._size + int(super()._get_write_buffer_size())
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        if self._pieces is None:
-            super()._adapter_emit_data(data)
-            return
+        if not self._pieces:
+            self._at_end_of_turn(self._write_pieces)
         self._pieces.append(data)
         self._size += len(data)
         if self._size >= JOIN_MAX:
             self._write_pieces()
 
     def _write_pieces(self) -> None:
-        pieces, self._pieces, self._size = self._pieces, [], 0
-        if pieces and self._transport is not None:
-            super()._adapter_emit_data(b"".join(pieces))
+        data, self._pieces, self._size = b"".join(self._pieces), [], 0
+        transport = self._transport
+        if transport is None or not data:  # the link is over; or it was written before the turn has ended
+            return
+        if is_plain(transport) and not transport.get_write_buffer_size():
+            with contextlib.suppress(OSError):  # full, or broken, which Pika finds out
+                data = data[transport._sock.send(data) :]
+        if data:
+            super()._adapter_emit_data(data)
+
+
+def is_plain(transport: Any) -> bool:
+    """Whether there is no TLS on the socket of one of Pika's transports, and it is not closed."""
+    return type(getattr(transport, "_sock", None)) is socket.socket
 
 
 def force_close(connection: pika.SelectConnection, reason: Exception) -> None:

@@ -1,8 +1,6 @@
 """One channel in confirm mode on one link, on the I/O thread: it says what the broker answers, and decides nothing."""
 
-import contextlib
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import pika
@@ -47,11 +45,6 @@ class ConfirmChannel(RoleChannel):
     def in_hand(self) -> Iterable[Step]:
         """The messages that the broker has not answered."""
         return self._sender.in_hand if self.is_ready else super().in_hand
-
-    def joining(self) -> AbstractContextManager[None]:
-        """Return a block in which what is published goes to the socket in large pieces."""
-        connection = self.link.connection
-        return contextlib.nullcontext() if connection is None else connection.joining()
 
     def begin(self) -> None:
         """Switch confirms on. The broker counts from there, and nothing is published before its answer."""

@@ -220,8 +220,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         """Send what may be sent now: nothing before all that lives on the link is restored."""
         channel = self.channel
         if channel is not None and channel.is_ready and channel.link is self.life.link:
-            with channel.joining():
-                self._send_queue(channel)
+            self._send_queue(channel)
             self.window.wake()
 
     def _send_queue(self, channel: ConfirmChannel) -> None:

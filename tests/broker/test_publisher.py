@@ -382,11 +382,11 @@ def test_messages_that_wait_together_go_to_the_socket_in_large_pieces(settings):
         publisher.publish("first", routing_key="work").result()
         link = publisher.connection._life.link.connection
         written = []
-        write = link._transport.write
-        link._transport.write = lambda data: (written.append(len(data)), write(data))
+        write = link._write_pieces
+        link._write_pieces = lambda: (written.append(link._size), write())
         publisher.publish_many(["x" * 100] * 500, routing_key="work")
         publisher.flush(timeout=30)
-        del link._transport.write
+        del link._write_pieces
     assert sum(written) > 500 * 100
     assert len(written) < 500  # a message has three frames
     assert max(written) <= JOIN_MAX + 4096

@@ -175,6 +175,12 @@ NEEDED = (
         "Each frame would be a system call, and a TLS record, of its own: three for a small message.",
     ),
     Needed(
+        _BASE,
+        "_proto_connection_made",
+        ("connector/private_pika",),
+        "Two reads of each three would find nothing, or 4096 bytes of a large message.",
+    ),
+    Needed(
         _CONNECTION,
         "_on_data_available",
         ("connector/private_pika",),
