@@ -13,6 +13,7 @@ import warnings
 warnings.simplefilter("ignore")
 logging.basicConfig(level=logging.CRITICAL)
 
+import bank_errors  # noqa: E402 - beside this file
 import oslo_messaging  # noqa: E402
 from oslo_config import cfg  # noqa: E402
 
@@ -44,6 +45,9 @@ class Sums:
 
     def who(self, ctxt):
         return {"server": self.name, "ctxt": {key: ctxt[key] for key in ctxt if key != "client_timeout"}}
+
+    def overdraw(self, ctxt):
+        raise bank_errors.OverdrawnError("ann", 7)
 
     def fail(self, ctxt, kind):
         raise {"value": ValueError, "mine": MineError}[kind]("no")

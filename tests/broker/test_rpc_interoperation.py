@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from labkit import Message, RemoteError, RpcTimeout, Unroutable
+from labkit import Connection, Message, Queue, RemoteError, RpcTimeout, Unroutable
 from labkit.rpc import (
     NoSuchMethod,
     NotificationListener,
@@ -24,6 +24,7 @@ from labkit.rpc import (
 )
 from tests.broker.rpc import DURABLE, TOPIC
 from tests.broker.test_texts_of_the_broker import broker_without_transient_queues
+from tests.unit.pool.still_pool import in_threads
 from tests.view import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
@@ -63,6 +64,11 @@ class Sums:
 
     def who(self, ctxt):
         return {"server": self.name, "ctxt": ctxt}
+
+    def overdraw(self, ctxt):
+        import bank_errors  # as the peer has it
+
+        raise bank_errors.OverdrawnError("ann", 7)
 
     def fail(self, ctxt, kind):
         raise {"value": ValueError, "mine": MineError}[kind]("no")
@@ -227,17 +233,33 @@ def test_our_caller_gets_the_failures_of_their_server(plain_ends):
     assert "Traceback" in caught.value.traceback
 
 
-def test_our_caller_restores_a_failure_of_a_module_that_it_lists(settings):
-    listed = "oslo_messaging.exceptions"
-    with Transport(settings, allowed_remote_exmods=["__main__"]) as transport:
-        peer = Peer(settings, {})
-        try:
-            peer.serve()
-            with pytest.raises(RemoteError):  # there is no such class in our __main__
-                client_of(transport).call({}, "fail", kind="mine")
-        finally:
-            peer.close()
-    assert listed not in sys.modules
+@pytest.fixture
+def bank_errors_module(monkeypatch):
+    """The name of a module that can be imported here as it can in the peer, and is not yet."""
+    monkeypatch.syspath_prepend(str(PEER.parent))
+    monkeypatch.delitem(sys.modules, "bank_errors", raising=False)
+    return "bank_errors"
+
+
+def test_our_caller_restores_a_failure_of_a_module_that_it_lists_and_imports_no_other(settings, bank_errors_module):
+    with both_ends(settings) as (peer, transport):
+        peer.serve()
+        with pytest.raises(RemoteError) as caught:
+            client_of(transport).call({}, "overdraw")
+        assert (caught.value.type_name, caught.value.text) == ("OverdrawnError", "ann lacks 7")
+        assert bank_errors_module not in sys.modules
+        with Transport(settings, allowed_remote_exmods=[bank_errors_module]) as listing:
+            with pytest.raises(Exception, match=r"(?s)ann lacks 7.*Traceback") as caught:
+                client_of(listing).call({}, "overdraw")
+            listed = sys.modules[bank_errors_module].OverdrawnError
+            assert isinstance(caught.value, listed)
+            assert (caught.value.args, caught.value.missing) == (("ann", 7), 7)
+            assert (type(caught.value).__name__, type(caught.value).__module__) == (
+                "OverdrawnError_Remote",
+                "bank_errors_Remote",
+            )
+        with Transport(settings, allowed_remote_exmods=["__main__"]) as listing, pytest.raises(RemoteError):
+            client_of(listing).call({}, "fail", kind="mine")  # there is no such class in our __main__
 
 
 def test_our_call_times_out_and_their_late_answer_is_ignored(plain_ends):
@@ -308,6 +330,17 @@ def test_their_caller_gets_the_failures_of_our_server(plain_ends):
         assert (caught.value.name, caught.value.exc_type) == ("RemoteError", "MineError")
 
 
+def test_their_caller_restores_a_failure_of_ours_if_it_lists_the_module(plain_ends, bank_errors_module):
+    peer, transport = plain_ends
+    with serving(transport, "one"):
+        with pytest.raises(PeerError) as caught:
+            peer.call("overdraw")
+        assert (caught.value.name, caught.value.exc_type) == ("RemoteError", "OverdrawnError")
+        with pytest.raises(PeerError, match="ann lacks 7") as caught:
+            peer.call("overdraw", how={"allowed": [bank_errors_module]})
+        assert caught.value.of[:2] == ["OverdrawnError_Remote", "OverdrawnError"]
+
+
 def test_their_call_times_out_and_our_late_answer_is_ignored(plain_ends):
     peer, transport = plain_ends
     with serving(transport, "one"):
@@ -361,12 +394,57 @@ def check_odd_messages(transport, calls):
     until(lambda: sorted(each[2:] for each in calls()) == [[1, 2], [1, 2], [5, 5]])
 
 
-def test_both_servers_go_on_while_an_answer_has_no_queue(settings):
-    values = {"kombu_missing_consumer_retry_timeout": 1}
-    with both_ends(settings, values) as (_, transport), serving(transport, "one"):
-        publish(transport, json.dumps(request(_msg_id="m", _reply_q="reply_gone", _unique_id="u")))
-        assert client_of(transport).call({}, "add", a=1, b=2) == 3
-        until(lambda: "reply_gone" in transport.driver.obsolete)
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_a_server_tries_a_missing_reply_queue_for_a_while_and_gives_up_and_goes_on_meanwhile(settings, whose):
+    with both_ends(settings, {"kombu_missing_consumer_retry_timeout": 3}) as (peer, transport), ExitStack() as stack:
+        if whose == "theirs":
+            peer.serve()
+        else:
+            stack.enter_context(serving(transport, "one"))
+        channel = stack.enter_context(Connection(settings)).channel()
+        client = client_of(transport)
+        client.call({}, "nothing")
+        for name in ("reply_late", "reply_gone"):
+            publish(transport, json.dumps(request(_msg_id=name, _reply_q=name, _unique_id=name)))
+        began = time.monotonic()
+        assert client.call({}, "add", a=3, b=4) == 7
+        assert time.monotonic() - began < 3  # nobody waits for them
+        channel.declare(Queue("reply_late", durable=False, auto_delete=False))
+        answer = until(lambda: channel.get("reply_late"))
+        assert json.loads(json.loads(answer.body)["oslo.message"])["_msg_id"] == "reply_late"
+        time.sleep(max(0.0, began + 5 - time.monotonic()))
+        channel.declare(Queue("reply_gone", durable=False, auto_delete=False))
+        assert client.call({}, "add", a=5, b=6) == 11
+        time.sleep(0.6)  # two pauses between attempts
+        assert channel.get("reply_gone") is None
+
+
+def test_their_server_answers_our_caller_whose_reply_queue_was_deleted_meanwhile(plain_ends, view, settings):
+    peer, transport = plain_ends
+    peer.serve()
+    client = client_of(transport)
+    client.call({}, "nothing")
+    results = []
+    (thread,) = in_threads(1, lambda: results.append(client.call({}, "slow", seconds=2)))
+    name = transport.driver._get_reply_q()
+    view.delete(f"queues/{settings.virtual_host}/{name}")
+    thread.join(20)
+    assert results == ["done"]
+
+
+def test_our_server_answers_their_caller_whose_reply_queue_was_deleted_meanwhile(plain_ends, view, settings):
+    """oslo.messaging's client is told that its consumer is cancelled, and declares the queue again."""
+    peer, transport = plain_ends
+    with serving(transport, "one"):
+        assert peer.call("add", a=1, b=2) == 3
+        results = []
+        queues = f"queues/{settings.virtual_host}"
+        (name,) = (each["name"] for each in view.get(queues) if each["name"].startswith("reply_"))
+        (thread,) = in_threads(1, lambda: results.append(peer.call("slow", seconds=2)))
+        view.delete(f"{queues}/{name}")
+        thread.join(20)
+        assert results == ["done"]
+        assert name in {each["name"] for each in view.get(queues)}
 
 
 # --- notifications ----------------------------------------------------------------------------------------------

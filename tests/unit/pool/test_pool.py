@@ -444,6 +444,27 @@ def test_place_freed_by_a_failed_connect_goes_to_who_waits():
     pool.close()
 
 
+def test_everybody_who_waits_while_connects_fail_is_served_once_they_succeed():
+    pool = threaded_pool(max_size=2, min_size=0)
+    pool.things.error = NotThereYet("nobody there")
+    served = []
+
+    def borrow():
+        with pool.connection(timeout=60) as connection:
+            served.append(connection.is_open)
+
+    threads = in_threads(5, borrow)
+    until(lambda: pool.get_stats().failed >= 3)
+    assert pool.get_stats().waiting == 5
+    pool.things.error = None
+    for each in threads:
+        each.join(10)
+    assert served == [True] * 5
+    assert pool.get_stats().size <= 2
+    assert adds_up(pool.get_stats())
+    pool.close()
+
+
 def test_pauses_between_failed_connects_double_until_the_ceiling():
     pool = still_pool(min_size=1)
     pool.things.error = NotThereYet("nobody there")
