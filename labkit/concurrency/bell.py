@@ -6,6 +6,7 @@ waits forever. Here every wait is in C and holds nothing, and who wakes waits fo
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 
@@ -130,3 +131,20 @@ class PendingCall:
             self._fate[""] = (None, None)  # an error whose traceback holds this would keep both alive
             raise error
         return value
+
+
+class WatchedCall(PendingCall):
+    """One that nobody waits for: *failed* is called with its error, if it has one, by who settles it."""
+
+    __slots__ = ("_failed",)
+
+    def __init__(self, failed: Callable[[BaseException], object]) -> None:
+        super().__init__()
+        self._failed = failed
+
+    def settle(self, value: Any = None, error: BaseException | None = None) -> bool:
+        """Give the answer; False if there was one already, or it was abandoned."""
+        is_first = super().settle(value, error)
+        if is_first and error is not None:
+            self._failed(error)
+        return is_first

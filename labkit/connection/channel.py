@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, overload
 
+from labkit.concurrency.bell import WatchedCall
 from labkit.connection.blame import declaring
 from labkit.connection.channel_io import ChannelIo, Request
 from labkit.connection.consume_options import ConsumeOptions
@@ -40,6 +41,60 @@ class QueueState:
     name: str
     messages: int
     consumers: int
+
+
+class Publish:
+    """A message that is to be sent, and what becomes of it. Holds no channel: a request may outlive its user.
+
+    Args:
+        core: The channel's side on the I/O thread.
+        message: A message, or a body.
+        exchange: Where to.
+        routing_key: With which key.
+        mandatory: Whether it is an error if no queue would receive it.
+        failed: Called on the I/O thread with what went wrong; None: somebody waits.
+
+    Attributes:
+        request: What sends it.
+
+    Raises:
+        ConfigurationError: it cannot be sent.
+    """
+
+    def __init__(
+        self,
+        core: ChannelIo,
+        message: Message | bytes | str,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        failed: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        check_route(exchange, routing_key, mandatory)
+        whole, properties = sendable(message, frame_max_of(core.link.connection))
+        body, self._message_id, self._is_sent = whole.body, whole.message_id, False
+
+        def send(request: Request) -> None:
+            if not request.waiter.claim():
+                return
+            core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
+            if core.confirms is None:
+                request.settle()
+            else:
+                core.confirms.expect(request.waiter, exchange, routing_key, whole)
+                self._is_sent = True
+                request.waiter.release()
+
+        self.request = Request(send, is_publish=True)
+        if failed is not None:
+            self.request.waiter = WatchedCall(lambda error: failed(self.meaning_of(error)))
+
+    def meaning_of(self, error: BaseException) -> BaseException:
+        """Return what *error* means for the message: if it was sent, nobody knows whether the broker has it."""
+        if not self._is_sent or not isinstance(error, ChannelLost | DeadlineExceeded):
+            return error
+        text = f"the message was sent, and the broker's answer did not come: {error}"
+        return OutcomeUnknown(text, message_id=self._message_id)
 
 
 class ChannelOwner(Protocol):
@@ -201,29 +256,47 @@ class Channel:
                 404), which costs the channel.
             OutcomeUnknown: no answer: the channel was lost first, or the time was over, which costs the channel.
         """
-        core = self._core  # not self: a request may outlive the channel's user
-        check_route(exchange, routing_key, mandatory)
-        whole, properties = sendable(message, frame_max_of(core.link.connection))
-        body = whole.body
-
-        def send(request: Request) -> None:
-            if not request.waiter.claim():
-                return
-            core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
-            if core.confirms is None:
-                request.settle()
-            else:
-                sent.append(core.confirms.expect(request.waiter, exchange, routing_key, whole))
-                request.waiter.release()
-
-        sent: list[int] = []
+        publish = Publish(self._core, message, exchange, routing_key, mandatory)
         try:
-            self._request("publishing", Request(send, is_publish=True), timeout)
+            self._request("publishing", publish.request, timeout)
         except (ChannelLost, DeadlineExceeded) as exc:
-            if not sent:
+            error = publish.meaning_of(exc)
+            if error is exc:
                 raise
-            text = f"the message was sent, and the broker's answer did not come: {exc}"
-            raise OutcomeUnknown(text, message_id=whole.message_id) from exc
+            raise error from exc
+
+    def _publish_soon(
+        self,
+        message: Message,
+        failed: Callable[[BaseException], object],
+        *,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+    ) -> Callable[[], bool]:
+        """As :meth:`publish`, and return at once; for labkit's own code, which hears of the message in another way.
+
+        Args:
+            message: The message.
+            failed: Called on the I/O thread with what :meth:`publish` would raise.
+            exchange: Where to.
+            routing_key: With which key.
+            mandatory: Whether it is an error if no queue would receive it.
+
+        Returns what gives it up if the broker has not answered, and says whether that is so: it is not sent any more,
+        or costs the channel.
+        """
+        core, publish = self._core, Publish(self._core, message, exchange, routing_key, mandatory, failed)
+        core.io.post(lambda: core.begin(publish.request))
+
+        def give_up() -> bool:
+            is_open = publish.request.waiter.abandon()
+            if is_open:
+                late = DeadlineExceeded("publishing: no answer in time")
+                core.io.post(lambda: core.give_up(publish.request, late))
+            return is_open
+
+        return give_up
 
     def get(self, queue: str, *, auto_ack: bool = False, timeout: float = CALL_TIMEOUT) -> Delivery | None:
         """Take one message from *queue*, to be settled; None if it is empty.

@@ -5,13 +5,14 @@ This is the side that the user's threads see; what happens on the I/O thread is 
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.connection import Connection
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.lifecycle import Lifecycle
+from labkit.content.delivery import Delivery
 from labkit.content.failed_deliveries import OnError, RetryCounts
 from labkit.content.sendable import written_arguments
 from labkit.content.stream_position import StreamPosition
@@ -88,6 +89,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         exclusive: bool = False,
         tag: str | None = None,
         retry_refused: float | None = None,
+        _at_once: Callable[[Delivery], bool] | None = None,
     ) -> None:
         super().__init__(connection_or_settings, retry_refused)
         if isinstance(queue, Queue):
@@ -99,6 +101,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         self._bindings = _checked_bindings(queue, bindings, self.connection.settings.frame_max)
         self._queue, self._handler, self._prefetch = queue, handler, prefetch
         self._options = ConsumeOptions(auto_ack=auto_ack, exclusive=exclusive, arguments=arguments, tag=tag)
+        self._at_once = _at_once  # labkit's own; see ConsumerRole
         queue_type = queue.arguments.get("x-queue-type") if isinstance(queue, Queue) else None
         if auto_ack:
             queue_type = "no stream"  # which would refuse it
@@ -186,6 +189,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
             bindings=self._bindings,
             position=self._position,
             tally=self._tally,
+            at_once=self._at_once,
         )
         return self._last
 

@@ -179,7 +179,7 @@ class ConsumingChannel(RoleChannel):
         delivery = Delivery.received(self, role.queue, method, message, auto_ack=auto_ack, is_stream=self.is_stream)
         if auto_ack:  # the broker has forgotten it: it is handled, whatever becomes of the channel
             role.mailbox.put(lambda: role.handle(delivery))
-        else:
+        elif self.waiting or self.is_at_work or not role.handle_at_once(delivery):  # one after the other, in order
             self.waiting[tag] = delivery
             role.mailbox.put(QueuedDelivery(self, tag))
 

@@ -64,6 +64,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         position: StreamPosition,
         bindings: tuple[Binding, ...] = (),
         tally: ConsumeTally | None = None,
+        at_once: Callable[[Delivery], bool] | None = None,
     ) -> None:
         super().__init__(life, facade)
         self._bindings = bindings
@@ -81,6 +82,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         self.thread: int | None = None  # the one that the handler runs on now
         self.is_stopping = False  # begin nothing any more; set from any thread
         self._handler = handler
+        self._at_once = at_once
         self._retry_counts = retry_counts
         self._tries = 0
         self._ready_at = 0.0
@@ -256,6 +258,22 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
     @property
     def _is_recorded(self) -> bool:
         return self.life.topology.queue(self.queue) is not None
+
+    def handle_at_once(self, delivery: Delivery) -> bool:
+        """Have labkit's own code handle *delivery* here, on the I/O thread, if it can without waiting.
+
+        That saves waking the consumer's thread. What is asked must be quick, and settles what it takes.
+        """
+        if self._at_once is None or self.is_stopping:
+            return False
+        try:
+            is_handled = self._at_once(delivery)
+        except Exception:
+            LOGGER.exception("a delivery of %r was not handled at once", self.queue)
+            return delivery.is_settled
+        self.handled += is_handled
+        self.tally.handled += is_handled
+        return is_handled
 
     def handle(self, delivery: Delivery | None) -> None:
         """Call the handler; on the consumer's own thread. None: the delivery was given back meanwhile."""

@@ -10,18 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from labkit.content.delivery import Delivery
 from labkit.errors import Kind, LabkitError, RpcTimeout, Unroutable, Verdict, classify
 from labkit.retry import Backoff, call_with_retry
-from labkit.rpc.driver import PURPOSE_LISTEN, PURPOSE_SEND, Driver, Listening, Sending
+from labkit.rpc.driver import PURPOSE_LISTEN, PURPOSE_SEND, Driver, Failed, GiveUp, Listening, Sending
 from labkit.rpc.envelope import (
     MONITOR,
     MSG_ID,
     REPLY_Q,
     UNIQUE_ID,
     Notification,
+    Reply,
     Request,
     SeenIds,
     context_entries,
@@ -33,17 +34,18 @@ from labkit.rpc.envelope import (
 from labkit.rpc.failures import InvalidTarget, unpack_failure
 from labkit.rpc.incoming import Incoming, IncomingNotification, ObsoleteReplyQueues, Receiver
 from labkit.rpc.options import RabbitOptions
-from labkit.rpc.replies import Replies
+from labkit.rpc.replies import NotSent, Replies
 from labkit.rpc.target import Target
 from labkit.rpc.workers import Later
 from labkit.values import checked_number
 
 LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
 SEND_DEADLINE = 60.0  # seconds for a message that names no timeout of its own
 PAUSES = Backoff(initial=0.05, maximum=1.0)  # between two attempts to send; connecting has its own in the pool
 NO_EXCHANGE = 404
 
-Send = Callable[[Sending, float], None]
+Send = Callable[[Sending, float, Failed | None], GiveUp | None]
 
 
 class AmqpDriver(Driver):
@@ -139,13 +141,7 @@ class AmqpDriver(Driver):
             reply_q = self._get_reply_q(ends - time.monotonic())
             payload |= {MSG_ID: msg_id, REPLY_Q: reply_q, MONITOR: call_monitor_timeout}
             send = self._sending(target, to_body(payload, envelope=envelope), seconds, notify, at_least_once)
-            replies = self.replies
-            replies.listen(msg_id)  # first: the answer may be here before the publish returns
-            try:
-                self._publish(send, ends=ends, retry=retry)
-                reply = replies.wait(msg_id, ends, call_monitor_timeout, seconds)
-            finally:
-                replies.unlisten(msg_id)
+            reply = self._ask(send, msg_id, ends, seconds, monitor=call_monitor_timeout, retry=retry)
         except RpcTimeout:
             raise
         except LabkitError as exc:
@@ -164,7 +160,7 @@ class AmqpDriver(Driver):
 
     def send_reply(self, reply_q: str, body: str, timeout: float) -> None:
         """Send an answer; see :class:`labkit.rpc.incoming.ReplySender`."""
-        send: Send = lambda connection, within: connection.direct_send(reply_q, body, within=within)  # noqa: E731
+        send: Send = lambda connection, within, _: connection.direct_send(reply_q, body, within=within)  # noqa: E731
         self._publish(send, ends=time.monotonic() + timeout)
 
     def retry_later(self, attempt: Callable[[], float | None]) -> None:
@@ -176,24 +172,58 @@ class AmqpDriver(Driver):
         exchange = target.exchange or self._default_exchange
         topic = target.needed("topic")
         if notify:
-            return lambda connection, within: connection.notify_send(exchange, topic, body, within=within)
+            return lambda connection, within, _: connection.notify_send(exchange, topic, body, within=within)
         if target.fanout:
-            return lambda connection, within: connection.fanout_send(topic, body, within=within)
+            return lambda connection, within, _: connection.fanout_send(topic, body, within=within)
         route = target.route
-        return lambda connection, within: connection.topic_send(
-            exchange, route, body, timeout=timeout, mandatory=mandatory, within=within
+        return lambda connection, within, failed: connection.topic_send(
+            exchange, route, body, timeout=timeout, mandatory=mandatory, within=within, failed=failed
         )
+
+    def _ask(
+        self, send: Send, msg_id: str, ends: float, seconds: float, *, monitor: float | None, retry: int | None
+    ) -> Reply:
+        """Send, and return the answer. The broker's confirm wakes nobody: only if there is none is it sent again."""
+        replies = self.replies
+        waiter = replies.listen(msg_id)  # first: the answer may be here before the send returns
+
+        def attempt() -> Reply | LabkitError:
+            with self._get_connection(PURPOSE_SEND, max(0.0, ends - time.monotonic())) as connection:
+                give_up = send(connection, max(0.0, ends - time.monotonic()), waiter.failed)
+            is_answered = False
+            try:
+                reply = replies.wait(msg_id, ends, monitor, seconds)
+                is_answered = True
+            except NotSent as exc:
+                raise exc.error from None
+            except LabkitError as exc:  # there will be no answer, so it is not sent again
+                return exc
+            finally:
+                if not is_answered and give_up is not None and give_up():
+                    LOGGER.info("the broker has not confirmed the request with msg_id %s", msg_id)
+            return reply
+
+        try:
+            reply = self._retrying(attempt, ends, retry)
+        finally:
+            replies.unlisten(msg_id)
+        if isinstance(reply, LabkitError):
+            raise reply
+        return reply
 
     def _publish(self, send: Send, *, ends: float, retry: int | None = None) -> None:
         """Send by a connection that works; by another one if it was lost. A copy has the same ids."""
 
         def attempt() -> None:
             with self._get_connection(PURPOSE_SEND, max(0.0, ends - time.monotonic())) as connection:
-                send(connection, max(0.0, ends - time.monotonic()))
+                send(connection, max(0.0, ends - time.monotonic()), None)
 
+        self._retrying(attempt, ends, retry)
+
+    def _retrying(self, attempt: Callable[[], T], ends: float, retry: int | None) -> T:
         pauses = PAUSES if retry is None or retry < 0 else replace(PAUSES, attempts=retry + 1)
         left = max(0.0, ends - time.monotonic())
-        call_with_retry(attempt, deadline=left, classify=_may_come_through, backoff=pauses)
+        return call_with_retry(attempt, deadline=left, classify=_may_come_through, backoff=pauses)
 
     # --- in -----------------------------------------------------------------------------------------------------
 
@@ -237,7 +267,7 @@ class AmqpDriver(Driver):
         self._listening_for_replies = (name, connection)
         return name
 
-    def listen(self, target: Target, on_incoming: Callable[[Incoming], object], *, deadline: float) -> "AmqpListener":
+    def listen(self, target: Target, on_incoming: Callable[[Incoming], bool], *, deadline: float) -> "AmqpListener":
         """Listen to the topic, to the server's own queue, and to a copy of what goes to all.
 
         Raises:
@@ -250,8 +280,8 @@ class AmqpDriver(Driver):
         patience = float(self.options.kombu_missing_consumer_retry_timeout)
         seen = SeenIds()
 
-        def hand_on(request: Request, delivery: Delivery) -> None:
-            on_incoming(Incoming(request, delivery, seen, self, patience))
+        def hand_on(request: Request, delivery: Delivery) -> bool:
+            return on_incoming(Incoming(request, delivery, seen, self, patience))
 
         receiver: Receiver[Request] = Receiver(read_request, hand_on, seen)
 
@@ -266,15 +296,15 @@ class AmqpDriver(Driver):
         self,
         targets_and_priorities: Iterable[tuple[Target, str]],
         pool: str | None,
-        on_incoming: Callable[[IncomingNotification], object],
+        on_incoming: Callable[[IncomingNotification], bool],
         *,
         deadline: float,
     ) -> "AmqpListener":
         """Listen to a queue for each target and priority; in a *pool*, to the pool's one queue for all of them."""
         seen = SeenIds()
 
-        def hand_on(notification: Notification, delivery: Delivery) -> None:
-            on_incoming(IncomingNotification(notification, delivery, seen))
+        def hand_on(notification: Notification, delivery: Delivery) -> bool:
+            return on_incoming(IncomingNotification(notification, delivery, seen))
 
         receiver: Receiver[Notification] = Receiver(read_notification, hand_on, seen)
 

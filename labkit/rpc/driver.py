@@ -14,6 +14,8 @@ from labkit.rpc.target import Target
 
 PURPOSE_SEND, PURPOSE_LISTEN = "send", "listen"
 Callback = Callable[[Delivery], object]
+Failed = Callable[[BaseException], object]
+GiveUp = Callable[[], bool]
 
 
 class ConnectionBase(abc.ABC):
@@ -47,8 +49,13 @@ class Sending(Protocol):
         timeout: float | None = None,
         mandatory: bool = False,
         within: float,
-    ) -> None:
-        """Send to one of those who listen to *topic*; it is dropped if nobody takes it within *timeout* seconds."""
+        failed: Failed | None = None,
+    ) -> GiveUp | None:
+        """Send to one of those who listen to *topic*; it is dropped if nobody takes it within *timeout* seconds.
+
+        With *failed* it need not wait for the broker: then that is called, on some thread, if the broker does not have
+        it, and what is returned ends the waiting for that; it returns whether the broker had not answered.
+        """
 
     def fanout_send(self, topic: str, body: str, *, within: float) -> None:
         """Send a copy to each of those who listen to *topic*."""
@@ -115,7 +122,7 @@ class Driver(abc.ABC):
         """Send a notification: 2.0 in an envelope, 1.0 without."""
 
     @abc.abstractmethod
-    def listen(self, target: Target, on_incoming: Callable[[Incoming], object], *, deadline: float) -> "Listener":
+    def listen(self, target: Target, on_incoming: Callable[[Incoming], bool], *, deadline: float) -> "Listener":
         """Have *on_incoming* called with every request for *target*."""
 
     @abc.abstractmethod
@@ -123,7 +130,7 @@ class Driver(abc.ABC):
         self,
         targets_and_priorities: Iterable[tuple[Target, str]],
         pool: str | None,
-        on_incoming: Callable[[IncomingNotification], object],
+        on_incoming: Callable[[IncomingNotification], bool],
         *,
         deadline: float,
     ) -> "Listener":

@@ -14,6 +14,7 @@ from labkit.topology import Message
 
 LOGGER = logging.getLogger(__name__)
 RETRY_PAUSE = 0.25  # seconds between two attempts to reach a reply queue
+AT_ONCE_MAX = 16 * 1024  # bytes of a body that is read on the I/O thread: a tenth of a millisecond
 SEND_TIMEOUT = 5.0  # seconds for an attempt that other things wait behind
 OBSOLETE_MAX, OBSOLETE_FOR = 200, 60.0  # reply queues, and seconds, that are remembered as gone
 
@@ -155,7 +156,7 @@ class Receiver(Generic[M]):
 
     Args:
         read: Returns what is in a message, or raises BadMessage.
-        hand_on: Called with what was read.
+        hand_on: Called with what was read; returns whether it was taken.
         seen: The ids of the last messages.
 
     Attributes:
@@ -163,7 +164,7 @@ class Receiver(Generic[M]):
     """
 
     def __init__(
-        self, read: Callable[[Message], M], hand_on: Callable[[M, Delivery], object], seen: SeenIds | None = None
+        self, read: Callable[[Message], M], hand_on: Callable[[M, Delivery], bool], seen: SeenIds | None = None
     ) -> None:
         self.rejected = 0
         self.seen = SeenIds() if seen is None else seen
@@ -175,21 +176,26 @@ class Receiver(Generic[M]):
         """How many had come before."""
         return self.seen.copies
 
-    def __call__(self, delivery: Delivery) -> None:
-        """Read what was delivered, and hand it on."""
+    def at_once(self, delivery: Delivery) -> bool:
+        """As a call, on the I/O thread; False: it is for a thread that may take its time, or wait for a free worker."""
+        message = delivery.message
+        return len(message.body) <= AT_ONCE_MAX and not message.headers and self(delivery)
+
+    def __call__(self, delivery: Delivery) -> bool:
+        """Read what was delivered, and hand it on; False: nobody was free for it, or it is too late."""
         try:
             message = self._read(delivery.message)
         except BadMessage as exc:
             self.rejected += 1
             LOGGER.warning("rejected a message of %r: %s", delivery.queue, exc)
             _settle(delivery, requeue=False)
-            return
+            return True
         LOGGER.debug("received unique_id: %s msg_id: %s", message.unique_id, getattr(message, "msg_id", None))
         if self.seen.has(message.unique_id):
             LOGGER.warning("ignored a copy of the message with unique_id %s", message.unique_id)
             _settle(delivery, requeue=None)
-            return
-        self._hand_on(message, delivery)
+            return True
+        return self._hand_on(message, delivery)
 
 
 def _settle(delivery: Delivery, *, requeue: bool | None) -> None:

@@ -184,8 +184,8 @@ class NotificationListener(MessageServer):
         pairs = [(target, priority) for target in self.targets for priority in self._priorities]
         return self.transport.driver.listen_for_notifications(pairs, self._pool, self._arrived, deadline=deadline)
 
-    def _arrived(self, incoming: IncomingNotification) -> None:
-        self._hand_over(lambda: self._handle(incoming))
+    def _arrived(self, incoming: IncomingNotification) -> bool:
+        return self._hand_over(lambda: self._handle(incoming))
 
     def _handle(self, incoming: IncomingNotification) -> None:
         try:

@@ -17,7 +17,7 @@ from labkit.pool.connections import ConnectionPool, ConnectionSource, PooledConn
 from labkit.retry import Backoff
 from labkit.rpc.amqp import AmqpDriver
 from labkit.rpc.context import ConnectionContext
-from labkit.rpc.driver import Callback
+from labkit.rpc.driver import Callback, Failed, GiveUp
 from labkit.rpc.envelope import new_id, to_message
 from labkit.rpc.failures import TransientQueuesForbidden
 from labkit.rpc.options import RabbitOptions
@@ -38,10 +38,12 @@ class SendingConnection(PooledConnection):
     _options: RabbitOptions
     _sending: Channel
     _declared: set[str]
+    _lasting: set[str]
 
     def prepare(self, options: RabbitOptions) -> None:
         """Open the channel; the pool calls this once."""
         self._options, self._declared = options, set()
+        self._lasting = set()  # control exchanges that were declared here, and are no auto-delete ones
         self._sending = self.channel(confirm=True)
 
     def reset(self) -> None:
@@ -62,11 +64,16 @@ class SendingConnection(PooledConnection):
         timeout: float | None = None,
         mandatory: bool = False,
         within: float,
-    ) -> None:
+        failed: Failed | None = None,
+    ) -> GiveUp | None:
         """Publish to the control exchange; *timeout* seconds become the message's expiration."""
         ends = time.monotonic() + within
-        self._declare(self._options.control_exchange(exchange_name), ends)
-        self._publish(body, exchange_name, topic, ends, expiration=timeout, mandatory=mandatory)
+        if exchange_name not in self._lasting:
+            exchange = self._options.control_exchange(exchange_name)
+            self._declare(exchange, ends)
+            if not exchange.auto_delete:
+                self._lasting.add(exchange_name)
+        return self._publish(body, exchange_name, topic, ends, expiration=timeout, mandatory=mandatory, failed=failed)
 
     def fanout_send(self, topic: str, body: str, *, within: float) -> None:
         """Publish to the topic's fanout exchange; without servers it is lost."""
@@ -106,16 +113,25 @@ class SendingConnection(PooledConnection):
         *,
         expiration: float | None = None,
         mandatory: bool = False,
-    ) -> None:
+        failed: Failed | None = None,
+    ) -> GiveUp | None:
         message = to_message(body, expiration=expiration, compression=self._options.kombu_compression)
-        left = max(0.0, ends - time.monotonic())
-        self._sending.publish(message, exchange=exchange, routing_key=routing_key, mandatory=mandatory, timeout=left)
+        where: dict[str, Any] = {"exchange": exchange, "routing_key": routing_key, "mandatory": mandatory}
+        if failed is not None:
+            return self._sending._publish_soon(message, failed, **where)
+        self._sending.publish(message, **where, timeout=max(0.0, ends - time.monotonic()))
+        return None
 
 
 class SendingSource(ConnectionSource):
     """Makes connections that send."""
 
     kind = SendingConnection
+
+    def is_usable(self, thing: Connection) -> bool:
+        """Whether its channel is open, too: it may have been given back before the broker's answer cost that."""
+        channel = getattr(thing, "_sending", None)
+        return super().is_usable(thing) and (channel is None or channel.is_open)
 
 
 class ListeningConnection(Connection):
@@ -181,6 +197,7 @@ class ListeningConnection(Connection):
                 prefetch=self._options.prefetch,
                 on_error="reject",
                 arguments=self._options.consume_arguments or None,
+                _at_once=getattr(callback, "at_once", None),
             )
             self.consumers.append(consumer)
             consumer.open(deadline=max(0.0, ends - time.monotonic()))

@@ -18,16 +18,28 @@ MANY = 10  # callers at once that are worth a warning, the first time; then twic
 ACK_EVERY, ACK_AFTER = 16, 0.5  # answers that are acknowledged together; seconds after which fewer are
 
 
+class NotSent(Exception):  # noqa: N818 - what has happened, as in labkit.errors
+    """The broker may not have the request; ``error`` is why. It can go out again, with the same ids."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"{error}")
+        self.error = error
+
+
 class Waiter:
     """One call. The reply consumer puts answers in; one thread waits."""
 
     __slots__ = ("_bell", "_replies")
 
     def __init__(self) -> None:
-        self._replies: deque[Reply | LabkitError] = deque()
+        self._replies: deque[Reply | LabkitError | NotSent] = deque()
         self._bell = Bell()
 
-    def put(self, reply: Reply | LabkitError) -> None:
+    def failed(self, error: BaseException) -> None:
+        """Wake who waits: the broker may not have the request."""
+        self.put(NotSent(error))
+
+    def put(self, reply: Reply | LabkitError | NotSent) -> None:
         """Wake who waits, with an answer, or with what keeps it from coming."""
         self._replies.append(reply)
         self._bell.ring()
@@ -40,7 +52,7 @@ class Waiter:
             monitor: Seconds that may pass without a sign of life; None: any.
 
         Raises:
-            LabkitError: what was put in place of an answer.
+            LabkitError, NotSent: what was put in place of an answer.
         """
         result: Any = None
         heard = time.monotonic()
@@ -50,7 +62,7 @@ class Waiter:
                 if not self._bell.wait(limit - time.monotonic()) and not self._replies:
                     return None
             reply = self._replies.popleft()
-            if isinstance(reply, LabkitError):
+            if isinstance(reply, LabkitError | NotSent):
                 raise reply
             heard = time.monotonic()
             result = reply.result if reply.result is not None else result
@@ -113,7 +125,7 @@ class Replies:
             raise RpcTimeout(f"{why} to message ID {msg_id}", timeout=monitor if is_silent else timeout)
         return reply
 
-    def _arrived(self, reply: Reply, delivery: Delivery) -> None:
+    def _arrived(self, reply: Reply, delivery: Delivery) -> bool:
         waiter = self._waiters.get(reply.msg_id)
         self.receiver.seen.add(reply.unique_id)
         if waiter is None:
@@ -127,9 +139,10 @@ class Replies:
             self._acknowledge()
         elif len(self._unsettled) == 1:
             self._later.call(ACK_AFTER, self._acknowledge)
+        return True
 
     def _acknowledge(self) -> None:
-        """Acknowledge all that has come so far. On the consumer's thread, or on that of *later*."""
+        """Acknowledge all that has come so far. On the thread that it has come on, or on that of *later*."""
         last = None
         while self._unsettled:
             try:

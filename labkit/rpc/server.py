@@ -130,11 +130,19 @@ class MessageServer:
     def _end(self) -> None:
         """Nothing is handled any more."""
 
-    def _hand_over(self, job: Callable[[], object]) -> None:
-        """Have *job* done by a free worker. On a consumer's thread, which waits for one."""
+    def _hand_over(self, job: Callable[[], object], may_begin: Callable[[], bool] = lambda: True) -> bool:
+        """Have *job* done by a free worker, if it *may_begin* when there is one; False: there was none.
+
+        On a consumer's thread, which waits for one, or on the I/O thread, which does not.
+        """
         worker = self._workers.take(lambda: self._state == "serving")
-        if worker is not None:
+        if worker is None:
+            return False
+        if may_begin():
             self._workers.run(worker, job)
+        else:
+            self._workers.give_back(worker)
+        return True
 
 
 class RPCServer(MessageServer):
@@ -179,12 +187,10 @@ class RPCServer(MessageServer):
     def _end(self) -> None:
         self._later.forget()
 
-    def _arrived(self, incoming: Incoming) -> None:
-        self._hand_over(lambda: self._serve(incoming))
+    def _arrived(self, incoming: Incoming) -> bool:
+        return self._hand_over(lambda: self._serve(incoming), incoming.acknowledge)
 
     def _serve(self, incoming: Incoming) -> None:
-        if not incoming.acknowledge():
-            return
         request, is_done = incoming.request, False
 
         def sign_of_life() -> float | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from labkit.concurrency.bell import Bell
 from labkit.concurrency.guard import guard
 from labkit.concurrency.threads import ThreadOnDemand
+from labkit.connection.io_thread import SHARED
 from labkit.connection.mailbox import Mailbox
 
 LOGGER = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ class Workers:
         return self._count - len(self._free)
 
     def take(self, may_wait: Callable[[], bool]) -> Mailbox | None:
-        """Return a free one, to be given a job by :meth:`run`; None: *may_wait* says no."""
+        """Return a free one, to be given a job by :meth:`run`; None: *may_wait* says no, or this is the I/O thread."""
         while may_wait():
             try:
                 worker = self._free.pop()
             except IndexError:
+                if SHARED.is_current:
+                    return None
                 self._freed.wait(LOOK)
                 continue
             if self._free:

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from labkit import LabkitError, RpcTimeout, brokers
+from labkit import LabkitError, OutcomeUnknown, RpcTimeout, brokers
 from labkit.rpc import (
     NotificationListener,
     Notifier,
@@ -52,6 +52,49 @@ def test_a_call_survives_the_loss_of_the_callers_links(settings):
         assert client.call({}, "add", a=1, b=2) == 3
 
 
+def test_a_request_that_is_lost_on_its_way_goes_out_again_and_is_carried_out_once(settings):
+    one_link = RabbitOptions(rabbit_retry_interval=0, rabbit_interval_max=1, conn_pool_min_size=1)
+    with (
+        calling(settings) as (_, serving),
+        served(serving) as (sums, _),
+        Proxy(settings) as proxy,
+        calling(proxy.settings(), options=one_link) as (client, transport),
+    ):
+        assert client.call({}, "add", a=0, b=0) == 0
+        results = []
+        with proxy.fault(Stall(), direction="upstream"):
+            sent = transport.driver.pool.get_stats().granted
+            (thread,) = in_threads(1, lambda: results.append(client.call({}, "add", a=1, b=2)))
+            until(lambda: transport.driver.pool.get_stats().granted > sent)
+            until(lambda: transport.driver.pool.get_stats().leased == 0)  # the broker's confirm is not waited for
+            proxy.cut()
+        thread.join(20)
+        assert results == [3]
+        assert sums.seen == [(0, 0), (1, 2)]
+        with proxy.fault(Stall(), direction="upstream"):
+            in_threads(1, lambda: (time.sleep(0.3), proxy.cut()))
+            with pytest.raises(OutcomeUnknown):
+                client.prepare(retry=0).call({}, "add", a=2, b=2)
+        assert sums.seen[2:] == []
+
+
+def test_more_calls_than_workers_and_large_ones_wait_for_a_worker_and_are_answered(settings):
+    with calling(settings) as (client, transport), served(transport, workers=1) as (sums, server):
+        results = []
+        waiting = in_threads(1, lambda: results.append(client.call({}, "wait")))
+        assert sums.entered.acquire(timeout=10)
+        waiting += in_threads(5, lambda: results.append(client.call({}, "add", a=1, b=2)))
+        waiting += in_threads(1, lambda: results.append(len(client.call({}, "echo", value="x" * 50_000))))
+        time.sleep(0.3)
+        assert results == []
+        sums.gate.set()
+        for each in waiting:
+            each.join(20)
+        assert sorted(results, key=str) == sorted(["waited", *[3] * 5, 50_000], key=str)
+        consumers = server._listener.connection.consumers
+        until(lambda: sum(each.handled for each in consumers) == 7)
+
+
 def test_a_call_survives_the_loss_of_the_servers_links_and_is_carried_out_once(settings):
     with (
         Proxy(settings) as proxy,
@@ -88,7 +131,6 @@ def test_a_call_whose_server_dies_ends_at_its_deadline_and_the_next_server_takes
 
 
 def test_a_reply_queue_that_is_deleted_while_the_connection_is_well_comes_back_and_the_answer_with_it(settings, view):
-    """oslo.messaging's client is deaf then, and does not notice."""
     with calling(settings) as (client, transport), served(transport) as (sums, _):
         results = []
         (thread,) = in_threads(1, lambda: results.append(client.call({}, "wait")))
@@ -119,7 +161,7 @@ def test_an_answer_to_a_queue_that_stays_missing_holds_no_worker_up_and_is_given
             {"method": "add", "args": {"a": 1, "b": 1}, "_unique_id": "u", "_msg_id": "m", "_reply_q": "reply_gone"}
         )
         driver._publish(
-            lambda connection, within: connection.topic_send("openstack", "sums", body, within=within),
+            lambda connection, within, _: connection.topic_send("openstack", "sums", body, within=within),
             ends=time.monotonic() + 10,
         )
         began = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 
 import labkit
 from labkit import ConnectionClosed, ConnectionOpened, Timeline
-from labkit.concurrency.bell import Bell, Flag, PendingCall
+from labkit.concurrency.bell import Bell, Flag, PendingCall, WatchedCall
 from labkit.events import Dispatcher
 from tests.unit.pool.still_pool import in_threads
 from tests.unit.striking import files_of, struck_everywhere
@@ -243,3 +243,15 @@ def test_nothing_in_the_library_waits_on_a_lock_that_is_taken_in_python():
         if name in LOCKED_IN_PYTHON.get(module, ())
     }
     assert found == set()
+
+
+def test_who_watches_a_call_is_told_of_its_error_once_and_of_nothing_else():
+    told = []
+    failed, done, abandoned = (WatchedCall(told.append) for _ in range(3))
+    error = ValueError("no")
+    assert failed.settle(error=error)
+    assert not failed.settle(error=KeyError("later"))
+    assert done.settle(7)
+    assert abandoned.abandon()
+    assert not abandoned.settle(error=KeyError("nobody cares"))
+    assert told == [error]

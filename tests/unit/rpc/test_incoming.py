@@ -6,9 +6,9 @@ import pytest
 
 from labkit import ChannelLost, Message, RpcTimeout, Unroutable
 from labkit.content.delivery import Delivery
-from labkit.rpc.envelope import Request, SeenIds, read_reply, reply_payload, to_body, to_message
-from labkit.rpc.incoming import Incoming, ObsoleteReplyQueues
-from labkit.rpc.replies import MANY, Replies
+from labkit.rpc.envelope import Request, SeenIds, read_reply, read_request, reply_payload, to_body, to_message
+from labkit.rpc.incoming import AT_ONCE_MAX, Incoming, ObsoleteReplyQueues, Receiver
+from labkit.rpc.replies import MANY, NotSent, Replies
 from labkit.rpc.workers import Later
 from tests.view import until
 
@@ -173,3 +173,38 @@ def test_what_is_to_be_done_later_is_done_in_the_order_of_its_time_and_again_if_
     later.call(60, lambda: done.append("never"))
     later.forget()
     assert len(later) == 0
+
+
+def test_a_request_that_may_not_have_reached_the_broker_wakes_its_caller_who_gets_the_answer_of_a_copy():
+    replies = Replies(Later("test"))
+    waiter = replies.listen("m")
+    waiter.failed(ChannelLost("gone"))
+    with pytest.raises(NotSent) as caught:
+        replies.wait("m", time.monotonic() + 1, None, 1)
+    assert isinstance(caught.value.error, ChannelLost)
+    answer(replies, "m", 7)
+    assert replies.wait("m", time.monotonic() + 1, None, 1).result == 7
+
+
+def test_what_takes_long_to_read_or_finds_nobody_free_is_not_handled_at_once():
+    taken, is_free = [], [True]
+
+    def hand_on(request, delivery):
+        if is_free[0]:
+            taken.append(request.args)
+        return is_free[0]
+
+    receiver, settler = Receiver(read_request, hand_on), Settled()
+
+    def arrives(compression=None, **args):
+        message = to_message(to_body({"method": "m", "args": args}), compression=compression)
+        return receiver.at_once(delivery(message, settler))
+
+    assert arrives(a=1)
+    assert not arrives(a="x" * AT_ONCE_MAX)
+    assert not arrives(compression="gzip")  # a small one may be large
+    is_free[0] = False
+    assert not arrives(a=2)
+    assert taken == [{"a": 1}]
+    assert receiver.at_once(delivery(Message(b"{"), settler))  # what is no request needs nobody
+    assert (receiver.rejected, settler.told) == (1, [("reject", False)])
