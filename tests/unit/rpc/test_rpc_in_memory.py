@@ -201,6 +201,8 @@ def test_a_call_that_expired_in_its_queue_is_not_carried_out(transport, sums):
         pass
     with pytest.raises(RpcTimeout):
         client.call({}, "add", a=1, b=1)
+    ((_, expires, _),) = transport.driver.world.queue(TOPIC.topic).messages
+    until(lambda: time.monotonic() > expires)  # its time began when it was queued, a moment after the caller's
     with RPCServer(transport, TOPIC.replace(server="one"), [sums]):
         assert client.prepare(timeout=10).call({}, "add", a=2, b=2) == 4
     assert sums.seen == [(2, 2)]
