@@ -4,12 +4,15 @@ Put together from ``Connection``, ``Publisher``, ``Consumer`` and ``Channel``. W
 ends, is in ``labkit.manager_parts``.
 """
 
+import contextlib
+import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from labkit.concurrency.bell import Flag
 from labkit.concurrency.guard import guard
 from labkit.connection.channel import Channel
 from labkit.connection.connection import CHANNEL_TIMEOUT, RETRY_REFUSED, Connection
@@ -17,7 +20,7 @@ from labkit.connection.states import State
 from labkit.content.failed_deliveries import OnError
 from labkit.content.sendable import check_route
 from labkit.event_log import log_event
-from labkit.events import Dispatcher, Listener
+from labkit.events import ConnectionGivenUp, Dispatcher, Event, Listener
 from labkit.manager_parts import LATE_TIMEOUT, ConsumingConnection, ManagedConnection, ManagerResources, SharedRecord
 from labkit.messaging.base import CLOSE_TIMEOUT
 from labkit.messaging.confirmations import Confirmation
@@ -307,6 +310,46 @@ class ConnectionManager:
         parts.begin(parts.publishing, timeout)
         return parts.publishing.channel(confirm=confirm, timeout=max(0.0, ends - time.monotonic()))
 
+    def run_until_stopped(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Wait while consumers work, until Ctrl-C, SIGTERM or :meth:`close`; then end as that does, and return.
+
+        For the main thread of a service: SIGTERM is what systemd, Docker and Kubernetes send first. Handlers for the
+        two signals are set while it waits; a second one, while it ends, does what it did before. On another thread only
+        :meth:`close` ends it.
+
+        Args:
+            timeout: Seconds for the end.
+
+        Raises:
+            NotConnected: it is closed already.
+            ConnectError and others, as :meth:`ensure_connection`: a connection was given up; all has ended then, too.
+            WrongThread: this is the I/O thread, on which nothing may wait.
+        """
+        checked_number("timeout", timeout)
+        parts = self._open_parts()
+        parts.publishing._io.may_wait()
+        given_up: list[BaseException] = []
+
+        def watch(event: Event) -> None:
+            if isinstance(event, ConnectionGivenUp):
+                given_up.append(event.error)
+                parts.stopped.set()
+
+        self._listen(watch)
+        for each in (parts.publishing, parts.consuming):
+            if each.state is State.FAILED:  # before somebody listened
+                given_up.append(each._life.not_connected())
+                parts.stopped.set()
+        try:
+            with _stopped_by_signals(parts.stopped):
+                while not parts.stopped.wait(threading.TIMEOUT_MAX):
+                    pass
+        finally:
+            self._unlisten(watch)
+            self.close(timeout=timeout)
+        if given_up:
+            raise given_up[0]
+
     def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """End in order within *timeout* seconds: the consumers, then what is still to be published, then the links.
 
@@ -363,6 +406,20 @@ class ConnectionManager:
             for kind, role in ((ManagedConnection, "publishing"), (ConsumingConnection, "consuming"))
         )
         return ManagerResources(publishing, consuming, Publisher(publishing, max_in_flight=self._max_in_flight))
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stopped: Flag) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM set *stopped* meanwhile; Python allows that on the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by no Python code
 
 
 def _is_under_way(connection: Connection) -> bool:

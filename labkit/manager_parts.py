@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from labkit.concurrency.bell import Flag
 from labkit.connection.connection import Connection
 from labkit.connection.topology_record import TopologyRecord
 from labkit.errors import NotConnected, describe
@@ -56,6 +57,7 @@ class ManagerResources:
         consuming: All consumers' connection.
         is_closing: No consumer is begun any more; those that work may still publish.
         is_closed: Nothing is; what was just being opened is closed by whoever opened it.
+        stopped: All has ended, or is to end: who waits for that goes on.
     """
 
     def __init__(self, publishing: Connection, consuming: Connection, publisher: Publisher) -> None:
@@ -64,6 +66,7 @@ class ManagerResources:
         self.publisher = publisher
         self.is_closing = False
         self.is_closed = False
+        self.stopped = Flag()
         # Changed in one step each, without a lock: a signal handler may come amid any of this, and consume, too.
         self._consumers: list[Consumer] = []
         self._opening: list[Consumer] = []
@@ -118,6 +121,7 @@ class ManagerResources:
         _close(self.publisher, left(PUBLISHER_SHARE))
         _close(self.consuming, left(0.5))
         _close(self.publishing, left())
+        self.stopped.set()
 
 
 def _close(part: Publisher | Consumer | Connection, timeout: float) -> None:

@@ -220,6 +220,16 @@ class Channel:
 
         self._end("unbinding" if isinstance(what, Binding) else f"deleting {what.name!r}", send, timeout)
 
+    def purge(self, queue: str, *, timeout: float = CALL_TIMEOUT) -> int:
+        """Drop the messages that wait in *queue*, and return how many; what is with a consumer stays.
+
+        Raises:
+            ChannelLost: 404: it is missing; 540: a stream's messages cannot be dropped.
+        """
+        name = self._topology.current(checked_name("queue", queue))
+        frame = self._rpc(f"purging {name!r}", lambda channel, done: channel.queue_purge(name, callback=done), timeout)
+        return int(frame.method.message_count)
+
     def qos(self, prefetch: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Let the broker send each later consumer *prefetch* unacknowledged messages ahead: 1 to 65535."""
         checked_prefetch(prefetch)

@@ -9,6 +9,7 @@ Reference: RabbitMQ, "Consumer Acknowledgements and Publisher Confirms"; AMQP 0-
 import asyncio
 import contextlib
 import enum
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -19,7 +20,9 @@ from labkit.concurrency.guard import guard
 from labkit.connection.io_thread import SHARED
 from labkit.errors import DeadlineExceeded, describe
 from labkit.messaging.tally import PublishTally
-from labkit.values import FRAME_MAX
+from labkit.values import FRAME_MAX, checked_callable
+
+LOGGER = logging.getLogger(__name__)
 
 STAMP = "x-labkit-publish-id"  # the header by which a returned message is known again
 GRACE = 1.0  # seconds after a message's own deadline in which the I/O thread says what became of it
@@ -158,6 +161,36 @@ class Confirmation:
             tell()
         return True
 
+    def add_done_callback(self, callback: "Callable[[Confirmation], object]") -> None:
+        """Have *callback* called with this confirmation once it is settled; at once if it is.
+
+        It runs on the I/O thread, on which nothing of labkit may wait, and must return soon: it counts, or puts
+        something in a queue. What it raises is logged. Several run in the order in which they were added.
+
+        Raises:
+            ConfigurationError: it cannot be called.
+        """
+        checked_callable("callback", callback, "a function of one confirmation")
+        left = [callback]
+
+        def tell() -> None:
+            try:
+                each = left.pop()  # in one step: who settles and who adds may both come here
+            except IndexError:
+                return
+            try:
+                each(self)
+            except Exception:
+                LOGGER.exception("a callback failed on %r", self)
+
+        self._watch(tell)
+        if self.done:  # it may have been settled before it had this watcher
+            tell()
+
+    def _watch(self, tell: Callable[[], object]) -> None:
+        with _ADDING:
+            self._watchers = (*self._watchers, tell)
+
     async def _awaited(self) -> None:
         if self._outcome is None:
             loop = asyncio.get_running_loop()
@@ -171,8 +204,7 @@ class Confirmation:
                 with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
                     loop.call_soon_threadsafe(answer)
 
-            with _ADDING:
-                self._watchers = (*self._watchers, tell)
+            self._watch(tell)
             if self.done:  # it may have been settled before it had this watcher
                 answer()
             with contextlib.suppress(TimeoutError):

@@ -85,6 +85,18 @@ def test_a_delivery_given_back_comes_again_and_a_refused_one_does_not(channel):
     assert repr(again) == "Delivery(5 bytes, reject)"
 
 
+def test_a_purge_drops_what_waits_and_says_how_much_and_leaves_what_is_with_a_consumer(channel):
+    for body in "abc":
+        channel.publish(body, routing_key="work")
+    taken = channel.get("work")
+    assert channel.purge("work") == 2
+    assert channel.purge("work") == 0
+    taken.nack()
+    until(lambda: channel.declare(Queue("work"), passive=True).messages == 1)
+    with pytest.raises(ChannelLost, match="404"):
+        channel.purge("nobody made this")
+
+
 def test_exchanges_and_bindings_are_made_and_deleted(channel):
     channel.declare(Exchange("logs", "headers"))
     channel.declare(Exchange("all", "fanout"))

@@ -25,6 +25,7 @@ CALLS = {
     "publish": lambda channel, _: channel.publish("x", routing_key="work", timeout=TIMEOUT),
     "publish and wait": lambda channel, _: channel.publish("x", routing_key="work", timeout=TIMEOUT),
     "get": lambda channel, _: channel.get("work", timeout=TIMEOUT),
+    "purge": lambda channel, _: channel.purge("work", timeout=TIMEOUT),
     "consume": lambda channel, _: channel.consume("work", print, timeout=TIMEOUT),
     "cancel": lambda channel, tag: channel.cancel(tag, timeout=TIMEOUT),
     "close": lambda channel, _: channel.close(timeout=TIMEOUT),

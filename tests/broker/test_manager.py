@@ -3,6 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from labkit import (
     AuthenticationFailed,
     ChannelLost,
     ConnectError,
+    Connection,
     ConnectionGivenUp,
     ConnectionLost,
     ConnectionManager,
@@ -511,3 +515,73 @@ def test_confirmed_messages_outlive_cuts_in_the_middle_of_them(settings):
         assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
         replayed = manager.publisher.replayed
     check_nothing_is_lost(sent, drained(settings), replayed)
+
+
+SERVICE = """
+import sys
+from labkit import BrokerSettings, ConnectionManager
+
+def handle(delivery):
+    print("handled", delivery.body.decode(), flush=True)
+    delivery.ack()
+
+with ConnectionManager(BrokerSettings.from_env()) as manager:
+    manager.consume("work", handle)
+    print("consuming", flush=True)
+    manager.run_until_stopped()
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows cannot send another process these signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_works_until_a_signal_and_ends_in_order(settings, broker, number):
+    with Connection(settings) as connection, connection.channel() as channel:
+        channel.delete(Queue("work"))
+        channel.declare(Queue("work"))
+        environment = {**os.environ, "LABKIT_URL": settings.to_url(mask=False)}
+        command = [sys.executable, "-c", SERVICE]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as service:
+            try:
+                assert service.stdout.readline() == "consuming\n"
+                channel.publish("one", routing_key="work")
+                assert service.stdout.readline() == "handled one\n"
+                began = time.monotonic()
+                service.send_signal(number)
+                assert service.communicate(timeout=20)[0] == "ended\n"
+                assert (service.returncode, time.monotonic() - began < 5) == (0, True)
+            finally:
+                service.kill()
+        assert channel.declare(Queue("work"), passive=True).consumers == 0
+
+
+def test_run_until_stopped_ends_with_a_close_elsewhere_and_with_a_connection_that_was_given_up(settings):
+    with managing(settings) as (manager, proxy, _):
+        manager.consume("work", Handler())
+        waiting = threading.Thread(target=manager.run_until_stopped)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        manager.close()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        with pytest.raises(NotConnected, match="closed"):
+            manager.run_until_stopped()
+    with managing(settings, backoff=Backoff(initial=0.01, maximum=0.05, attempts=2)) as (manager, proxy, _):
+        manager.publish("", "work", "x").result()
+        with proxy.fault(Refuse()):
+            threading.Timer(0.2, proxy.cut).start()
+            with pytest.raises(ConnectError):
+                manager.run_until_stopped()
+            with pytest.raises(NotConnected):
+                manager.run_until_stopped()
+
+
+def test_run_until_stopped_says_at_once_what_was_given_up_before(settings):
+    with managing(settings, backoff=Backoff(initial=0.01, maximum=0.05, attempts=2)) as (manager, proxy, timeline):
+        manager.publish("", "work", "x").result()
+        with proxy.fault(Refuse()):
+            proxy.cut()
+            timeline.wait_for(ConnectionGivenUp, timeout=10)
+            with pytest.raises(NotConnected, match="failed"):
+                manager.run_until_stopped()

@@ -1,6 +1,7 @@
 """Each message is settled once, whatever the order of the broker's answers; no broker is needed for that."""
 
 import asyncio
+import random
 import threading
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import DeadlineExceeded, OutcomeUnknown, Unroutable
+from labkit import ConfigurationError, DeadlineExceeded, OutcomeUnknown, Unroutable
 from labkit.messaging.confirmations import Confirmation, ConfirmLedger, Outcome, Pending
 
 
@@ -248,3 +249,33 @@ def test_a_confirmation_settled_after_its_event_loop_has_ended_raises_nothing():
     asyncio.run(main())
     assert sent.settle(Outcome.CONFIRMED)
     sent.result()
+
+
+def test_a_callback_is_called_once_with_the_confirmation_and_at_once_if_it_is_settled(caplog):
+    sent, seen = pending(1).confirmation, []
+    sent.add_done_callback(lambda each: seen.append(("first", each.outcome)))
+    sent.add_done_callback(lambda each: 1 / 0)
+    sent.add_done_callback(lambda each: seen.append(("second", each.outcome)))
+    assert seen == []
+    assert sent.settle(Outcome.CONFIRMED)
+    assert seen == [("first", Outcome.CONFIRMED), ("second", Outcome.CONFIRMED)]
+    assert "a callback failed on Confirmation(confirmed)" in caplog.text
+    sent.add_done_callback(lambda each: seen.append(("late", each.error)))
+    assert seen[2:] == [("late", None)]
+    with pytest.raises(ConfigurationError, match="callback"):
+        sent.add_done_callback("no function")
+
+
+def test_a_callback_added_as_the_outcome_comes_is_called_exactly_once():
+    random_ = random.Random(11)
+    calls = []
+    for _ in range(2000):
+        sent, mine = pending(1).confirmation, []
+        settling = threading.Thread(target=sent.settle, args=(Outcome.CONFIRMED,))
+        settling.start()
+        for _ in range(random_.randrange(60)):
+            pass
+        sent.add_done_callback(mine.append)
+        settling.join()
+        calls.append(mine)
+    assert all(len(mine) == 1 for mine in calls)
