@@ -186,6 +186,8 @@ TLS_ALERT = re.compile(r"(?:SSL|TLS).{0,200}ALERT", re.IGNORECASE | re.DOTALL)
 SPEAKS_TLS = "TLS ALERT IN ANSWER TO PLAIN AMQP"
 # Pika's way to say that the other side hung up between TCP's handshake and AMQP's (io_services_utils.py).
 PEER_GONE = "Expected connected socket"
+# And its ValueError for a wait (process_data_events, sleep) on a connection that has ended (blocking_connection.py).
+ENDED_BEFORE = "Timeout closed before call"
 # Pika keeps the broker's answer only as text inside its "probable" errors.
 CODE_IN_TEXT = re.compile(r"ConnectionClosedByBroker: \((\d{3})\)")
 
@@ -294,7 +296,7 @@ def _kind_of(error: BaseException) -> Kind:
         return Kind.REFUSED
     if isinstance(error, ssl.SSLError) and "ALERT_INTERNAL_ERROR" in str(error):
         return Kind.TRANSIENT  # the other side failed by itself: its certificate is being replaced, for example
-    if isinstance(error, ValueError) and PEER_GONE in str(error):
+    if isinstance(error, ValueError) and (PEER_GONE in str(error) or str(error) == ENDED_BEFORE):
         return Kind.TRANSIENT
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return Kind.BUSY  # out of descriptors here

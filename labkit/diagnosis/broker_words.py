@@ -46,10 +46,7 @@ WORDS = (  # the more exact one first
         "the virtual host does not exist",
         BROKER,
         "correct the virtual host's name, or create it: rabbitmqctl add_vhost NAME",
-        signs=(
-            "vhost [^\\s]{1,160} not found",
-            "vhost '[^\\n']{1,160}' not found",
-        ),
+        signs=("vhost [^\\n]{1,160}? not found",),
         rank=Rank.WORDS,
         code=530,
         notebook="02",

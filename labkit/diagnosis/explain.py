@@ -5,6 +5,7 @@ are the same on RabbitMQ 3.10 to 4.3.
 """
 
 import re
+import ssl
 import textwrap
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from labkit.diagnosis.cases import BROKER, NETWORK, NOBODY, Case
 from labkit.diagnosis.explanations import CODES, TYPES
 from labkit.errors import Kind, classify
 from labkit.printable import printable
-from labkit.verdicts import PEER_GONE, reply_code, root_cause
+from labkit.verdicts import ENDED_BEFORE, PEER_GONE, reply_code, root_cause
 
 WIDTH = 90  # columns; what a narrow browser window shows of a cell's output
 # Where one of these has a cause, the cause says what to do; the others are a verdict already.
@@ -144,6 +145,23 @@ def _words(cause: BaseException) -> str:
 def _by_type(cause: BaseException) -> Case:
     if isinstance(cause, ValueError) and PEER_GONE in str(cause):
         return HUNG_UP
+    if isinstance(cause, ValueError) and str(cause) == ENDED_BEFORE:
+        return BY_NAME["connection-used-after-its-end"]
+    if isinstance(cause, px.StreamLostError | px.IncompatibleProtocolError) and _UNREADABLE.search(str(cause)):
+        return BY_NAME["unreadable-frame"]
+    if isinstance(cause, ssl.SSLError):
+        told = str(cause).lower()
+        known = (case for case, signs in _OF_TLS if any(pattern.search(told) for _, pattern in signs))
+        return next(known, _by_class(cause))
+    return _by_class(cause)
+
+
+# Pika gives a link up when it cannot read what came, and reports it lost.
+_UNREADABLE = re.compile(r"\b(?:BodyTooLongError|InvalidFrameError|InvalidFieldTypeException|UnexpectedFrameError): ")
+_OF_TLS = [(case, case.patterns()) for case in TYPES if any(issubclass(each, errors.TlsError) for each in case.types)]
+
+
+def _by_class(cause: BaseException) -> Case:
     return next((case for case in TYPES if isinstance(cause, case.types)), ITSELF)
 
 

@@ -27,6 +27,7 @@ from labkit.values import check_type
 from labkit.wire import Proxy, TlsTerminator
 
 if TYPE_CHECKING:
+    from labkit.lab.atlas import Atlas
     from labkit.lab.boards.fault_panel_view import FaultPanelView
     from labkit.lab.boards.pool_gauge import Measured
     from labkit.lab.boards.pool_gauge_view import PoolGaugeView
@@ -255,6 +256,13 @@ class Lab:
     def explain(self, error: BaseException) -> diagnosis.Explanation:
         """What happened, who closed, what to do."""
         return diagnosis.explain(error)
+
+    @property
+    def atlas(self) -> "Atlas":
+        """Every failure that the bench knows; ``lab.atlas.find("heartbeat")`` looks one up."""
+        from labkit.lab.atlas import Atlas
+
+        return Atlas()
 
     def stop_after(self, seconds: float) -> StopAfter:
         """A block that is interrupted after *seconds*, as by the kernel's stop button."""

@@ -12,6 +12,7 @@ from labkit.brokers.discovery import VARIABLE, known
 from labkit.brokers.zero import reset as reset_broker
 from labkit.errors import BrokerError
 from labkit.lab import (
+    atlas_commands,
     audit_commands,
     certificate_commands,
     copies,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(certificate_commands.app, name="certs")
 app.command()(audit_commands.audit)
 app.command()(explain_commands.explain)
+app.command()(atlas_commands.atlas)
 
 Home = Annotated[Path | None, typer.Option(help="Bench directory; by default the project's .lab.")]
 

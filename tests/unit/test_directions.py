@@ -83,7 +83,12 @@ MAY_IMPORT_PIKA = {
     "direct": ["aio", "aio_link", "confirming", "sync", "sync_consumer", "sync_link"],
     "factory": [""],
     "integrations": ["fastapi", "flask", "unavailable"],
-    "lab": [f"exercises.notebook_0{number}" for number in range(8)],  # raw Pika first
+    "lab": [
+        *(f"exercises.notebook_0{number}" for number in range(8)),
+        "atlas.acts",
+        "atlas.attacker",
+        "atlas.triggers",
+    ],
     "manager": [""],
     "messaging": ["confirm_channel", "consumer_channel", "consumer_io", "publisher_io", "role_channel"],
     "settings": ["settings", "tcp_options"],

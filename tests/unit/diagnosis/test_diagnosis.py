@@ -3,6 +3,7 @@
 import inspect
 import re
 import socket
+import ssl
 
 import pika.exceptions as px
 import pytest
@@ -61,6 +62,45 @@ def test_a_peer_that_hangs_up_at_once_is_the_networks_doing_and_worth_a_retry():
     error = ValueError("Expected connected socket, but getpeername() failed: error=OSError(107, 'not connected')")
     told = explain(error)
     assert (told.closed_by, told.kind.value) == ("network", "transient")
+
+
+def test_a_wait_on_a_connection_that_has_ended_is_not_taken_for_the_programs_failure():
+    told = explain(ValueError("Timeout closed before call"))
+    assert (told.diagnosis, told.kind.value) == ("connection-used-after-its-end", "transient")
+
+
+@pytest.mark.parametrize("error", [px.StreamLostError, px.IncompatibleProtocolError])
+def test_bytes_that_are_no_amqp_are_told_from_a_lost_link(error):
+    told = explain(
+        error("Stream connection lost: InvalidFrameError: Invalid frame received: 'Invalid FRAME_END marker'")
+    )
+    assert (told.diagnosis, told.closed_by) == ("unreadable-frame", "client")
+
+
+@pytest.mark.parametrize(
+    ("text", "diagnosis"),
+    [
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "not-tls"),
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate",
+            "certificate-not-trusted",
+        ),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired", "certificate-expired"),
+        ("[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:1006)", "client-certificate-refused"),
+        ("[SSL] something else", "tls-failed"),
+    ],
+)
+def test_what_went_wrong_with_tls_is_read_from_openssls_text(text, diagnosis):
+    assert explain(ssl.SSLError(1, text)).diagnosis == diagnosis
+
+
+def test_the_name_of_a_virtual_host_may_hold_spaces():
+    assert explain(px.ConnectionClosedByBroker(530, "NOT_ALLOWED - vhost of mine not found")).what.startswith(
+        "the virtual"
+    )
+    assert explain(px.ConnectionClosedByBroker(530, "NOT_ALLOWED - vhost of mine not found")).diagnosis == (
+        "virtual-host-missing"
+    )
 
 
 def test_the_cause_of_our_own_error_is_what_is_explained():
