@@ -236,6 +236,15 @@ class Broker(Administration, ABC):
             if self.is_running:
                 self.ctl("eval", undo)
 
+    @property
+    def has_alarm(self) -> bool:
+        """Whether a memory or disk alarm is on now, on any node: the broker takes no publishes then.
+
+        Raises:
+            BrokerError: the management API does not answer, or not this user.
+        """
+        return not self._api().passes("health/checks/alarms")
+
     def clear_alarm(self) -> None:
         """Put the memory watermark back to the configured one, whoever changed it."""
         self.ctl(

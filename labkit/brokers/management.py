@@ -40,6 +40,14 @@ class Management:
         except ValueError as error:
             raise BrokerError(f"GET {self.url}/api/{path}: this is no answer of a management API") from error
 
+    def passes(self, path: str) -> bool:
+        """Return whether the health check at *path* passes: the API answers 503 if it does not.
+
+        Raises:
+            BrokerError: as for :meth:`get`.
+        """
+        return self._ask("GET", path, allowed=(503,)).status_code != 503
+
     def put(self, path: str, body: Any) -> None:
         """Create or change what *path* names.
 
@@ -60,11 +68,19 @@ class Management:
         return self._ask("DELETE", path, headers=headers).status_code != 404
 
     def _ask(
-        self, method: str, path: str, *, body: Any = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        allowed: tuple[int, ...] = (),
     ) -> httpx.Response:
         target = f"{self.url}/api/{path}"
         # Environment proxies are for the world outside; this is the classroom's own broker.
-        verify = self._tls.make_context() if self._tls is not None and self.url.startswith("https:") else True
+        is_https = self.url.startswith("https:")
+        # Without TLS, no authorities: to load them takes longer than the whole request.
+        verify = self._tls.make_context() if self._tls is not None and is_https else is_https
         with httpx.Client(auth=self._auth, timeout=self._timeout, trust_env=False, verify=verify) as client:
             for is_last in (False, True):
                 try:
@@ -80,7 +96,7 @@ class Management:
                     raise BrokerError(f"{method} {target}: no answer within {self._timeout:g} s ({text})") from error
         if answer.status_code == 401:
             raise BrokerError(f"{method} {target}: the broker does not accept user {self._auth[0]!r} here")
-        if not answer.is_success and answer.status_code != 404:  # a redirect, too: nothing was done
+        if not answer.is_success and answer.status_code not in (404, *allowed):  # a redirect, too: nothing was done
             raise BrokerError(f"{method} {target}: HTTP {answer.status_code} {answer.text[:SHOWN].strip()}")
         return answer
 

@@ -119,10 +119,13 @@ def test_an_alarm_blocks_publishers_and_is_gone_after_the_block(node: Broker) ->
         connection.process_data_events(0.05)
         return said == expected
 
+    assert not node.has_alarm
     with node.alarm():
         channel.basic_publish("", "nowhere", b"x")
         assert eventually(lambda: heard(["low on memory"]))
+        assert node.has_alarm
     assert eventually(lambda: heard(["low on memory", "unblocked"]))
+    assert not node.has_alarm
 
     assert watermark(node) == before
     connection.close()
