@@ -28,7 +28,10 @@ from labkit.wire import Proxy, TlsTerminator
 
 if TYPE_CHECKING:
     from labkit.lab.atlas import Atlas
+    from labkit.lab.boards.dashboard_view import DashboardView
     from labkit.lab.boards.fault_panel_view import FaultPanelView
+    from labkit.lab.boards.heartbeat_view import HeartbeatExplorer
+    from labkit.lab.boards.leak_view import LeakView
     from labkit.lab.boards.pool_gauge import Measured
     from labkit.lab.boards.pool_gauge_view import PoolGaugeView
     from labkit.lab.boards.state_board_view import StateBoardView
@@ -75,6 +78,9 @@ class Lab:
         self._users: set[str] = set()
         self._panels: dict[Proxy, FaultPanelView] = {}  # one a proxy: a cell that runs again shows the same state
         self._state_board: StateBoardView | None = None
+        self._dashboard: DashboardView | None = None
+        self._heartbeat: HeartbeatExplorer | None = None
+        self._leak_view: LeakView | None = None
         self._gauges: weakref.WeakKeyDictionary[Measured, PoolGaugeView] = weakref.WeakKeyDictionary()
         self._exits = contextlib.ExitStack()
         _silence_pika()
@@ -84,6 +90,20 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"Lab({self.id!r})"
+
+    @classmethod
+    def latest(cls) -> "Lab":
+        """Return the lab of this kernel that was made last and is open: for a dashboard in a notebook of its own.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if not _open_labs:
+            raise ConfigurationError(
+                "no lab is open in this kernel: run the first cell of your lesson, or choose its kernel here "
+                "(Kernel > Change Kernel), then run this cell again"
+            )
+        return list(_open_labs.values())[-1]
 
     @property
     def virtual_host(self) -> str:
@@ -186,9 +206,13 @@ class Lab:
     def board(self, what: Literal["states"]) -> "StateBoardView": ...
     @overload
     def board(self, what: Literal["pool"], pool: "Measured") -> "PoolGaugeView": ...
+    @overload
+    def board(self, what: Literal["heartbeat"]) -> "HeartbeatExplorer": ...
+    @overload
+    def board(self, what: Literal["leaks"]) -> "LeakView": ...
     def board(
         self, what: str = "faults", pool: "Measured | None" = None
-    ) -> "FaultPanelView | StateBoardView | PoolGaugeView":
+    ) -> "FaultPanelView | StateBoardView | PoolGaugeView | HeartbeatExplorer | LeakView":
         """A live view, the same one each time.
 
         ``"faults"``: buttons and sliders that break the newest open proxy of this lab, or a new one: one panel a proxy.
@@ -199,6 +223,10 @@ class Lab:
         ``"pool"``: what of *pool* is in use, idle and waited for: one gauge a pool. Its ``gauge`` takes looks:
         ``lab.board("pool", pool).gauge.look("three are out")``.
 
+        ``"heartbeat"``: a slider, and when a silent link is noticed with that heartbeat. It touches no connection.
+
+        ``"leaks"``: what each cell has left open from now on: connections, channels, threads, sockets.
+
         Raises:
             ConfigurationError: there is no such board, or no pool to measure.
         """
@@ -208,7 +236,37 @@ class Lab:
             return self._states()
         if what == "pool":
             return self._pool_gauge(pool)
-        raise ConfigurationError(f"board: 'faults', 'states' or 'pool', not {what!r}", field="board", value=what)
+        if what == "heartbeat":
+            return self._heartbeats()
+        if what == "leaks":
+            return self._leaks()
+        allowed = "'faults', 'states', 'pool', 'heartbeat' or 'leaks'"
+        raise ConfigurationError(f"board: {allowed}, not {what!r}", field="board", value=what, allowed=allowed)
+
+    def dashboard(self) -> "DashboardView":
+        """Everything of this notebook, live, the same view each time: connections and their states, pools, rates,
+        alerts, the broker's view beside the client's, the heartbeat, what is left open, and the fault panel.
+
+        It follows what the cells' variables hold, and what ``lab.timeline`` records. It ends with the lab. Without a
+        broker it says so.
+        """
+        from labkit.lab.boards import variables
+        from labkit.lab.boards.broker_view import BrokerView
+        from labkit.lab.boards.dashboard import Dashboard
+        from labkit.lab.boards.dashboard_view import DashboardView
+
+        if self._dashboard is None:
+            asked = BrokerView(lambda: self._broker, self.virtual_host)
+            following = Dashboard(f"Lab {self.id}", self.timeline, asked, variables.of_the_notebook)
+            below = {
+                "What cells have left open": self._leaks(),
+                "How long a silent link stays unnoticed": self._heartbeats(),
+            }
+            self._dashboard = DashboardView(
+                following, lambda: None if self._open_proxy() is None else self._fault_panel(), below
+            )
+            following.open()
+        return self._dashboard
 
     def states(self, since: int = 0) -> StateTimeline:
         """What ``lab.timeline`` has recorded since that ``lab.timeline.mark()``, as states: a picture and its text."""
@@ -222,10 +280,13 @@ class Lab:
         from labkit.lab.boards.fault_panel import FaultPanel
         from labkit.lab.boards.fault_panel_view import FaultPanelView
 
-        proxy = next((proxy for proxy in reversed(self._proxies) if proxy.is_open), None) or self.proxy()
+        proxy = self._open_proxy() or self.proxy()
         if proxy not in self._panels:
             self._panels[proxy] = FaultPanelView(FaultPanel(proxy))
         return self._panels[proxy]
+
+    def _open_proxy(self) -> Proxy | None:
+        return next((proxy for proxy in reversed(self._proxies) if proxy.is_open), None)
 
     def _states(self) -> "StateBoardView":
         from labkit.lab.boards.state_board import StateBoard
@@ -234,6 +295,21 @@ class Lab:
         if self._state_board is None:
             self._state_board = StateBoardView(StateBoard(self.timeline))
         return self._state_board
+
+    def _heartbeats(self) -> "HeartbeatExplorer":
+        from labkit.lab.boards.heartbeat_view import HeartbeatExplorer
+
+        if self._heartbeat is None:
+            self._heartbeat = HeartbeatExplorer()
+        return self._heartbeat
+
+    def _leaks(self) -> "LeakView":
+        from labkit.lab.boards.leak_detective import LeakDetective
+        from labkit.lab.boards.leak_view import LeakView
+
+        if self._leak_view is None:
+            self._leak_view = LeakView(LeakDetective().open())
+        return self._leak_view
 
     def _pool_gauge(self, pool: "Measured | None") -> "PoolGaugeView":
         from labkit.lab.boards.pool_gauge import PoolGauge
@@ -325,6 +401,10 @@ class Lab:
         _open_labs.pop(self.id, None)
         broker, self._broker = self._broker, None
         steps: list[Callable[[], object]] = [view.panel.all_off for view in self._panels.values()]
+        if self._dashboard is not None:
+            steps.append(self._dashboard.dashboard.close)  # first of what looks: it asks the broker
+        if self._leak_view is not None:
+            steps.append(self._leak_view.detective.close)
         steps += self._closes_between()
         if broker is not None:
             steps += [
@@ -338,6 +418,7 @@ class Lab:
             steps.append(self._state_board.board.stop)  # last: it shows how the connections ended
         steps += [view.gauge.stop for view in self._gauges.values()]
         self._proxies, self._impostors, self._panels, self._state_board = [], [], {}, None
+        self._dashboard = self._leak_view = None
         self._users = set()
         self._gauges = weakref.WeakKeyDictionary()
         with contextlib.ExitStack() as every:  # each step is tried, whatever comes of those before it

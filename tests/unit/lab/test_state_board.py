@@ -249,5 +249,5 @@ def test_closing_a_lab_ends_the_painter_of_its_board(capsys):
 
 
 def test_a_board_that_does_not_exist_is_refused_with_those_that_do():
-    with Lab("states") as lab, pytest.raises(ConfigurationError, match="'faults', 'states' or 'pool', not 'pools'"):
+    with Lab("states") as lab, pytest.raises(ConfigurationError, match="'heartbeat' or 'leaks', not 'pools'"):
         lab.board("pools")  # type: ignore[call-overload]
