@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.brokers import home
+from labkit.lab import workspace
 from labkit.lab.landing import landing_page
 from labkit.lab.notebook_file import (
     COLLAPSED,
@@ -40,7 +41,7 @@ from labkit.lab.notebook_file import (
 )
 
 WORK = "work"
-LANDING = "README.md"
+LANDING, DASHBOARD = workspace.LANDING, workspace.DASHBOARD
 EARLIER_LANDING = "README.ipynb"  # of labkit 0.1; goes if nobody has changed it
 MANIFEST = ".labkit-copies.json"
 _NOT_FOR_LEARNERS = {"instructor"}
@@ -116,6 +117,7 @@ def refresh_work(project: Path | None = None) -> list[Copy]:
         ]
         page = landing_page(notebooks(project), lambda path: progress_of(work / path.name)).encode()
         copies.insert(0, _refresh_asset(work / LANDING, LANDING, page, manifest))
+        copies.insert(1, _refresh_notebook(work / DASHBOARD, normalise(workspace.notebook()), manifest))
         _retire(work / EARLIER_LANDING, manifest)
         _write_manifest(work, manifest)
     except OSError as error:
@@ -165,6 +167,13 @@ def progress_of(copy: Path) -> Progress | None:
     except NotebookError:
         return None
     return found if found.started else None
+
+
+def next_lesson(project: Path | None = None) -> str | None:
+    """Return the name of the first copy that is not done; None: all are."""
+    project = project or home.project()
+    names = (path.name for path in notebooks(project))
+    return next((name for name in names if str(progress_of(project / WORK / name)) != "done"), None)
 
 
 def progress(copy: Notebook) -> Progress:
@@ -241,8 +250,9 @@ def _is_untouched(path: Path, fresh: Notebook) -> bool:
 
 
 def _free_name(path: Path) -> Path:
-    """Return ``NN.mine.ipynb``, or the first ``NN.mine.K.ipynb`` that is not taken."""
-    stem = number_of(path)
+    """Return ``NN.mine.ipynb`` (``dashboard.mine.ipynb``), or the first ``NN.mine.K.ipynb`` that is not taken."""
+    number = number_of(path)
+    stem = number if number.isdecimal() else path.stem
     name = path.with_name(f"{stem}.mine.ipynb")
     count = 1
     while name.exists():

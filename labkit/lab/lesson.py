@@ -35,4 +35,4 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
                 say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
         broker = brokers.up("auto", None, say)
         say(f"RabbitMQ {broker.version} ({broker.backend}), management page: {broker.management_url}")
-        serve(server, say=say, open_browser=open_browser)
+        serve(server, say=say, open_browser=open_browser, lesson=copies.next_lesson())

@@ -19,7 +19,8 @@ import httpx
 
 from labkit.brokers.home import replace_file
 from labkit.errors import LabkitError
-from labkit.lab.copies import LANDING
+from labkit.lab import workspace
+from labkit.lab.workspace import LANDING
 
 PREFERRED_PORT = 8888
 ATTEMPTS = 3  # to have a port that nobody takes while JupyterLab starts
@@ -111,6 +112,20 @@ class NotebookServer:
             self.stop()
             raise
 
+    def arrange(self, lesson: str | None) -> None:
+        """Show the table of notebooks with the dashboard beside it, and give that the kernel of *lesson*.
+
+        Nothing happens where JupyterLab does not do that: then there is a table of notebooks, as ever.
+        """
+        with contextlib.suppress(httpx.HTTPError, ValueError), self._client(READY_TIMEOUT) as client:
+            workspace.arrange(client, lesson)
+
+    def _client(self, timeout: float) -> httpx.Client:
+        # trust_env=False: a class's web proxy has no business with loopback.
+        headers = {"Authorization": f"token {self._token}"}
+        base = f"http://127.0.0.1:{self._port}"
+        return httpx.Client(base_url=base, trust_env=False, timeout=timeout, headers=headers)
+
     def wait(self) -> int:
         """Block until the server ends by itself (File > Shut Down) and return its exit code."""
         if self._process is None:
@@ -186,10 +201,8 @@ class NotebookServer:
                 kind, went = _EndedError, f"ended with code {process.returncode}"
                 break
             try:
-                # trust_env=False: a class's web proxy has no business with loopback.
-                headers = {"Authorization": f"token {self._token}"}
-                with httpx.Client(trust_env=False, timeout=2.0, headers=headers) as client:
-                    if client.get(f"http://127.0.0.1:{self._port}/api/status").status_code == 200:
+                with self._client(2.0) as client:
+                    if client.get("/api/status").status_code == 200:
                         return
             except httpx.HTTPError:
                 pass
@@ -216,11 +229,12 @@ def ended_by_signals(end: Callable[[], None], say: Callable[[str], None]) -> Ite
                 signal.signal(number, handler)
 
 
-def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool) -> None:
-    """Run *server* until it ends by itself."""
+def serve(server: NotebookServer, *, say: Callable[[str], None], open_browser: bool, lesson: str | None = None) -> None:
+    """Run *server* until it ends by itself, with a dashboard on the kernel of *lesson*."""
     server.start()
     say(f"JupyterLab: {server.address}")
     say("Ctrl-C here ends JupyterLab and the broker that this command started")
+    server.arrange(lesson)  # takes less time than a page that was asked for at this moment
     if open_browser and _has_display():
         webbrowser.open(server.landing_page())
     server.wait()

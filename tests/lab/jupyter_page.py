@@ -152,16 +152,24 @@ class NotebookPage:
 
 @contextlib.contextmanager
 def browser_page(
-    server: NotebookServer, name: str, *, size: tuple[int, int] = (1280, 1000), errors: list[str] | None = None
+    server: NotebookServer,
+    name: str,
+    *,
+    size: tuple[int, int] = (1280, 1000),
+    errors: list[str] | None = None,
+    reset: bool = True,
 ) -> Iterator[Page]:
-    """A browser that shows one of the server's files; *errors* gets what its console calls an error."""
+    """A browser that shows one of the server's files; *errors* gets what its console calls an error.
+
+    Without *reset*, the workspace is shown, too.
+    """
     noted = [] if errors is None else errors
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS, env={**os.environ})
         page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         page.on("console", lambda message: noted.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: noted.append(str(error)))
-        page.goto(server.address.replace(f"{LANDING}?", f"{name}?reset&"))
+        page.goto(server.address.replace(f"{LANDING}?", f"{name}?{'reset&' if reset else ''}"))
         try:
             yield page
         finally:

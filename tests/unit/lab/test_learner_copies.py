@@ -9,7 +9,8 @@ import pytest
 from sample_notebook import code, printed, project_with, whole
 
 from labkit.errors import ConfigurationError
-from labkit.lab.copies import LANDING, Copy, Outcome, progress, refresh_work, reset
+from labkit.lab import workspace
+from labkit.lab.copies import DASHBOARD, LANDING, Copy, Outcome, next_lesson, progress, refresh_work, reset
 from labkit.lab.notebook_file import NotebookError, code_cells, read, tags, write
 
 NAME = "90-cut-a-link.ipynb"
@@ -66,6 +67,32 @@ def test_a_second_refresh_changes_no_byte(project: Path) -> None:
 
     assert set(outcomes(refresh_work(project)).values()) == {Outcome.CURRENT}
     assert {path: path.read_bytes() for path in (project / "work").iterdir()} == before
+
+
+def test_the_dashboard_s_notebook_comes_along_and_what_was_run_in_it_is_put_aside(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outcomes(refresh_work(project))[DASHBOARD] is Outcome.WRITTEN
+    path = project / "work" / DASHBOARD
+    notebook = read(path)
+    assert "Lab.latest().dashboard()" in code_cells(notebook)[0].source
+    code_cells(notebook)[0].outputs = [printed("a view\n")]
+    write(notebook, path)
+    assert outcomes(refresh_work(project))[DASHBOARD] is Outcome.CURRENT
+    monkeypatch.setattr(workspace, "SOURCE", "another()")
+    assert outcomes(refresh_work(project))[DASHBOARD] is Outcome.REPLACED
+    assert (project / "work" / "dashboard.mine.ipynb").exists()
+
+
+def test_the_next_lesson_is_the_first_that_is_not_done(project: Path) -> None:
+    refresh_work(project)
+    assert next_lesson(project) == NAME
+    copy = read(project / "work" / NAME)
+    for cell in code_cells(copy):
+        if "check" in tags(cell):
+            cell.outputs = [printed("PASS\n")]
+    write(copy, project / "work" / NAME)
+    assert next_lesson(project) is None
 
 
 def test_an_edited_copy_is_kept_even_when_the_reference_changes(project: Path) -> None:
