@@ -289,11 +289,13 @@ def second_connection(stand: Stand) -> None:
         pika.BlockingConnection(_parameters(stand.settings)).close()
 
 
-def meanwhile(happens: Callable[[Stand], object], afterwards: Callable[[Stand], object]) -> Callable[[Stand], None]:
-    """An idle connection hears of what *happens* to the broker."""
+def meanwhile(
+    happens: Callable[[Stand], object], afterwards: Callable[[Stand], object], *, heartbeat: int = 0
+) -> Callable[[Stand], None]:
+    """An idle connection hears of what *happens* to the broker. Without heartbeats, however long that takes."""
 
     def trigger(stand: Stand) -> None:
-        connection = pika.BlockingConnection(_parameters(stand.settings, heartbeat=2))
+        connection = pika.BlockingConnection(_parameters(stand.settings, heartbeat=heartbeat))
         try:
             happens(stand)
             connection.process_data_events(LONGEST)

@@ -178,7 +178,7 @@ _TABLE: tuple[tuple[str, str, str, Callable[[Stand], object]], ...] = (
         "broker frozen",
         BROKER,
         "the broker is frozen",
-        acts.meanwhile(lambda stand: stand.broker.pause(), lambda stand: stand.broker.resume()),
+        acts.meanwhile(lambda stand: stand.broker.pause(), lambda stand: stand.broker.resume(), heartbeat=2),
     ),
     (
         "ChannelClosedByBroker",
