@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import ssl
 import sys
@@ -15,7 +16,9 @@ from labkit.brokers import home
 from labkit.errors import LabkitError
 from labkit.settings.certificates import WARN_BEFORE, Certificate
 
-NEEDED_PACKAGES = ("pika", "pydantic-settings", "pamqp", "httpx", "jupyterlab", "ipywidgets", "trustme")
+EXTRAS = ("fastapi", "flask", "gevent", "metrics", "scheduling", "tornado", "twisted")  # what a notebook can do without
+DESCRIPTORS_NEEDED = 1024  # open files and sockets of one process; a class of connections takes some hundreds
+DISTRIBUTION = "labkit-rabbitmq"
 DISK_NEEDED = 500_000_000  # bytes, for logs, messages and notebooks
 HANDSHAKE = 5.0  # seconds for a TLS handshake with the bench's broker
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "firefox", "xdg-open", "open", "wslview")
@@ -68,7 +71,9 @@ def examine(directory: Path | None = None) -> Report:
     return report
 
 
-OPTIONAL = frozenset({"tls", "container", "browser", "proxy"})  # what a notebook can run without
+OPTIONAL = frozenset(
+    {"extras", "descriptors", "tls", "container", "browser", "proxy"}
+)  # what a notebook can run without
 
 
 def _shown(finding: Finding) -> bool:
@@ -79,7 +84,9 @@ def _checks(directory: Path | None) -> dict[str, Callable[[], Finding]]:
     return {
         "python": _python,
         "packages": _packages,
+        "extras": _extras,
         "disk": lambda: _disk(directory or home.bench()),
+        "descriptors": _descriptors,
         "broker": lambda: _broker(directory),
         "management": lambda: _management(directory),
         "tls": lambda: _tls(directory),
@@ -95,10 +102,71 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    missing = [name for name in NEEDED_PACKAGES if not _version(name)]
+    wanted = requirements("lab")
+    missing = sorted(name for name in wanted if _version(name) is None)
+    other = [
+        f"{name} is {found}, wanted {allowed}"
+        for name, allowed in sorted(wanted.items())
+        if (found := _version(name)) is not None and not _allows(allowed, found)
+    ]
     detail = f"pika {_version('pika')}, jupyterlab {_version('jupyterlab')}"
-    fix = f"missing: {', '.join(missing)}; pip install 'labkit-rabbitmq[lab]'" if missing else ""
-    return Finding("packages", not missing, detail, fix)
+    wrong = [*([f"missing: {', '.join(missing)}"] if missing else []), *other]
+    fix = "; ".join([*wrong, f"pip install '{DISTRIBUTION}[lab]'"]) if wrong else ""
+    return Finding("packages", not wrong, detail, fix)
+
+
+def _extras() -> Finding:
+    here = [extra for extra in EXTRAS if all(_version(name) is not None for name in requirements(extra))]
+    missing = ",".join(extra for extra in EXTRAS if extra not in here)
+    fix = f"for all of labkit: pip install '{DISTRIBUTION}[{missing}]'" if missing else ""
+    return Finding("extras", not missing, ", ".join(here) or "none", fix)
+
+
+def requirements(extra: str) -> dict[str, str]:
+    """Return what labkit needs for itself and for *extra*, as it is installed: names, and the versions that would do.
+
+    Raises:
+        LabkitError: it is not installed as a package, so nobody can tell.
+    """
+    try:
+        listed = importlib.metadata.distribution(DISTRIBUTION).requires or []
+    except importlib.metadata.PackageNotFoundError:
+        raise LabkitError(f"labkit is not installed as a package; pip install '{DISTRIBUTION}[lab]'") from None
+    wanted = {}
+    for each in listed:
+        needed, _, marker = each.partition(";")
+        found = _REQUIREMENT.fullmatch(needed.strip())
+        asked = _EXTRA.search(marker)
+        here = sys.platform != "win32" or "sys_platform != 'win32'" not in marker.replace('"', "'")
+        if found and here and (asked is None or asked["name"] == extra):
+            wanted[found["name"]] = found["versions"]
+    return wanted
+
+
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:\[[^\]]*\])?\s*(?P<versions>.*)")
+_EXTRA = re.compile(r"""extra == ['"](?P<name>[\w-]+)['"]""")
+
+
+def _allows(versions: str, found: str) -> bool:
+    try:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    except ImportError:  # comes with JupyterLab: then that is what is missing
+        return True
+    try:
+        return SpecifierSet(versions).contains(found, prereleases=True)
+    except InvalidSpecifier:
+        return True
+
+
+def _descriptors() -> Finding:
+    if sys.platform == "win32":
+        return Finding("descriptors", ok=True, detail="no limit of its own on Windows")
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ok = limit >= DESCRIPTORS_NEEDED or limit == resource.RLIM_INFINITY
+    detail = "no limit of open files" if limit == resource.RLIM_INFINITY else f"{limit:,} open files and sockets"
+    return Finding("descriptors", ok, detail, "" if ok else "ulimit -n 4096, in the shell that starts the lab")
 
 
 def _version(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """The rows of `labkit doctor`, on machines that lack one thing each."""
 
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,10 @@ from labkit.lab.doctor import Finding, Report
 from labkit.settings.settings import BrokerSettings
 from tests.unit.settings.test_tls import tls_server
 
-ROWS = ["python", "packages", "disk", "broker", "management", "tls", "container", "browser", "proxy"]
+ROWS = [
+    "python", "packages", "extras", "disk", "descriptors", "broker",
+    "management", "tls", "container", "browser", "proxy",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -134,13 +138,80 @@ def test_a_check_that_fails_is_a_row_and_the_others_are_still_made(
     assert [finding.detail for finding in report if finding.name == "broker"] == ["LABKIT_BROKER: must be auto"]
 
 
-def test_missing_packages_are_named_with_the_extra_that_brings_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(doctor, "NEEDED_PACKAGES", ("pika", "no-such-package"))
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have these versions of packages installed instead of what is; None: not at all."""
+
+    def change(**versions: str | None) -> None:
+        real = importlib.metadata.version
+
+        def version(name: str) -> str:
+            if name not in versions:
+                return real(name)
+            if versions[name] is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return str(versions[name])
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return change
+
+
+def test_missing_packages_are_named_with_the_extra_that_brings_them(installed, tmp_path: Path) -> None:
+    installed(ipywidgets=None, httpx=None)
     found = row("packages", tmp_path)
     assert not found.ok
-    assert "missing: no-such-package; pip install 'labkit-rabbitmq[lab]'" in found.fix
+    assert found.fix == "missing: httpx, ipywidgets; pip install 'labkit-rabbitmq[lab]'"
+
+
+def test_a_package_that_is_too_old_or_too_new_is_named_with_what_would_do(installed, tmp_path: Path) -> None:
+    installed(pika="1.2.0")
+    found = row("packages", tmp_path)
+    assert not found.ok
+    assert found.fix == "pika is 1.2.0, wanted <1.6,>=1.4; pip install 'labkit-rabbitmq[lab]'"
+
+
+def test_every_package_that_the_bench_needs_is_looked_for(installed, tmp_path: Path) -> None:
+    wanted = doctor.requirements("lab")
+    assert {"pika", "pydantic-settings", "pamqp", "httpx", "jupyterlab", "ipywidgets", "trustme"} <= wanted.keys()
+    assert "pytest" not in wanted
+    installed(**dict.fromkeys(wanted))
+    assert row("packages", tmp_path).fix.startswith(f"missing: {', '.join(sorted(wanted))};")
+
+
+def test_extras_that_are_missing_are_a_note_with_the_command_that_installs_them(installed, tmp_path: Path) -> None:
+    assert row("extras", tmp_path).ok
+    installed(gevent=None, flask=None)
+    found = row("extras", tmp_path)
+    assert not found.ok
+    assert found.fix == "for all of labkit: pip install 'labkit-rabbitmq[flask,gevent]'"
+    assert "twisted" in found.detail
+    assert "gevent" not in found.detail
+    assert Report([found]).ok
+
+
+def test_an_installation_that_does_not_say_what_it_needs_is_a_row_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", unknown)
+    found = row("packages", tmp_path)
+    assert not found.ok
+    assert "pip install" in found.detail
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts handles, without such a limit")
+@pytest.mark.parametrize(("limit", "ok"), [(256, False), (1024, True), (-1, True)])
+def test_few_file_descriptors_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: int, ok: bool) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, 4096))
+    found = row("descriptors", tmp_path)
+    assert found.ok is ok
+    assert found.fix == ("" if ok else "ulimit -n 4096, in the shell that starts the lab")
+    assert Report([found]).ok
 
 
 def test_a_bench_that_does_not_exist_yet_is_judged_by_its_parent(
