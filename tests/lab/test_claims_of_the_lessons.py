@@ -1,6 +1,9 @@
 """What a lesson says of Pika and the broker, and no cell of it shows because chance decides when it happens."""
 
 import asyncio
+import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,7 +12,9 @@ from pika.exceptions import ConnectionClosedByBroker
 
 from labkit import Connection, Queue
 from labkit.lab.notebook_file import notebooks, read
+from labkit.rpc import RabbitOptions, RPCClient, RPCServer, Target, TransientQueuesForbidden, Transport
 from labkit.wire import DropHeartbeats, Proxy
+from tests.broker.test_texts_of_the_broker import REFUSES_TRANSIENT_QUEUES, broker_without_transient_queues
 from tests.lab.test_lessons_at_the_pace_of_a_class import ROOT
 from tests.view import until
 
@@ -71,3 +76,61 @@ def test_a_blocked_connection_gets_heartbeats_and_is_not_given_up_though_it_send
                 until(lambda: heartbeats_of_the_broker() > 12)
                 assert connection.is_open
                 assert proxy.links == (1,)
+
+
+def text_of(number: str) -> str:
+    [lesson] = [path for path in notebooks(ROOT) if path.name.startswith(number)]
+    return "\n".join(cell.source for cell in read(lesson).cells)
+
+
+class Seats:
+    def free(self, ctxt, row):
+        return 20 - row
+
+
+def call_for_row_7(transport: Transport) -> int:
+    target = Target(topic="seats")
+    with RPCServer(transport, target.replace(server="one"), [Seats()]):
+        return RPCClient(transport, target, timeout=20).call({}, "free", row=7)
+
+
+@pytest.mark.own_broker
+@pytest.mark.timeout(180)
+def test_a_broker_that_forbids_transient_queues_is_met_by_the_error_and_the_options_that_the_lesson_names():
+    lesson = text_of("16")
+    assert REFUSES_TRANSIENT_QUEUES.strip() in lesson
+    assert "`TransientQueuesForbidden`" in lesson
+    [options] = re.findall(r"^LASTING = (RabbitOptions\(.*\))$", lesson, re.MULTILINE)
+    with broker_without_transient_queues() as broker:
+        with Transport(broker.settings()) as transport, pytest.raises(TransientQueuesForbidden) as caught:
+            call_for_row_7(transport)
+        assert caught.value.__cause__.reason.reply_code == 541
+        with Transport(broker.settings(), options=eval(options, {"RabbitOptions": RabbitOptions})) as transport:
+            assert call_for_row_7(transport) == 13
+
+
+FOR_THE_BLOCK = """
+import sys, warnings
+warnings.simplefilter("ignore")
+
+from labkit import BrokerSettings
+
+class lab:
+    settings = staticmethod(lambda url=sys.stdin.readline().strip(): BrokerSettings.from_url(url))
+"""
+
+
+def test_the_optional_block_of_notebook_16_calls_with_a_real_oslo_messaging(settings):
+    [block] = [
+        each for each in re.findall(r"```python\n(.*?)```", text_of("16"), re.DOTALL) if "oslo_messaging" in each
+    ]
+    with Transport(settings) as transport, RPCServer(transport, Target(topic="seats", server="one"), [Seats()]):
+        done = subprocess.run(
+            [sys.executable, "-c", FOR_THE_BLOCK + block],
+            input=settings.to_url(mask=False) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "free in row 7: 13\n"), done.stderr
