@@ -20,6 +20,8 @@ def explain(
     """Say what an error text means, who closed, and what to do. Exit code 0: known, 1: not known, 2: bad input."""
     try:
         if file is None:
+            if sys.stdin.isatty():
+                typer.echo("labkit: paste the text, then a line with Ctrl-D (Windows: Ctrl-Z, Enter)", err=True)
             read = _read(sys.stdin.buffer)
         else:
             with file.open("rb") as opened:

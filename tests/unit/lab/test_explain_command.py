@@ -12,13 +12,24 @@ from labkit.cli import main
 TEXT = b"Cannot connect to amqp://user:s3cr3t@127.0.0.1:5672//: [Errno 111] Connection refused.\n"
 
 
+class Input(io.TextIOWrapper):
+    """Standard input, from a pipe or typed."""
+
+    def __init__(self, given: bytes, *, typed: bool) -> None:
+        super().__init__(io.BytesIO(given))
+        self._typed = typed
+
+    def isatty(self) -> bool:
+        return self._typed
+
+
 @pytest.fixture
 def explain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run the command with these words and this input; return its exit code, its answer and what it says besides."""
 
-    def run(*words: str, given: bytes = b"") -> tuple[int, str, str]:
+    def run(*words: str, given: bytes = b"", typed: bool = False) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["labkit", "explain", *words])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        monkeypatch.setattr(sys, "stdin", Input(given, typed=typed))
         with pytest.raises(SystemExit) as ended:
             main()
         told = capsys.readouterr()
@@ -67,6 +78,12 @@ def test_a_file_that_cannot_be_read_is_bad_input(explain, tmp_path: Path) -> Non
         assert (code, answer) == (2, "")
         assert said.startswith("labkit: ")
         assert said.count("\n") == 1
+
+
+def test_who_types_is_told_how_to_end(explain) -> None:
+    code, _, said = explain(given=TEXT, typed=True)
+    assert code == 0
+    assert "Ctrl-D" in said
 
 
 def test_of_a_long_input_the_beginning_is_read_and_that_is_said(explain) -> None:
