@@ -134,17 +134,17 @@ class PendingCall:
 
 
 class WatchedCall(PendingCall):
-    """One that nobody waits for: *failed* is called with its error, if it has one, by who settles it."""
+    """One that need not be waited for: *told* is called with its error, or None, by who settles it."""
 
-    __slots__ = ("_failed",)
+    __slots__ = ("_told",)
 
-    def __init__(self, failed: Callable[[BaseException], object]) -> None:
+    def __init__(self, told: Callable[[BaseException | None], object]) -> None:
         super().__init__()
-        self._failed = failed
+        self._told = told
 
     def settle(self, value: Any = None, error: BaseException | None = None) -> bool:
         """Give the answer; False if there was one already, or it was abandoned."""
         is_first = super().settle(value, error)
-        if is_first and error is not None:
-            self._failed(error)
+        if is_first:
+            self._told(error)
         return is_first

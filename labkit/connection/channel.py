@@ -32,6 +32,7 @@ PREFETCH = 10  # messages ahead, unless qos() says otherwise
 
 Handler = Callable[[Delivery], object]
 Answered = Callable[[Any], None]
+Told = Callable[[BaseException | None], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Publish:
         exchange: Where to.
         routing_key: With which key.
         mandatory: Whether it is an error if no queue would receive it.
-        failed: Called on the I/O thread with what went wrong; None: somebody waits.
+        told: Called on the I/O thread with what went wrong, or None; None: somebody waits.
 
     Attributes:
         request: What sends it.
@@ -68,7 +69,7 @@ class Publish:
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        failed: Callable[[BaseException], object] | None = None,
+        told: Told | None = None,
     ) -> None:
         check_route(exchange, routing_key, mandatory)
         whole, properties = sendable(message, frame_max_of(core.link.connection))
@@ -86,8 +87,8 @@ class Publish:
                 request.waiter.release()
 
         self.request = Request(send, is_publish=True)
-        if failed is not None:
-            self.request.waiter = WatchedCall(lambda error: failed(self.meaning_of(error)))
+        if told is not None:
+            self.request.waiter = WatchedCall(lambda error: told(error and self.meaning_of(error)))
 
     def meaning_of(self, error: BaseException) -> BaseException:
         """Return what *error* means for the message: if it was sent, nobody knows whether the broker has it."""
@@ -276,37 +277,32 @@ class Channel:
             raise error from exc
 
     def _publish_soon(
-        self,
-        message: Message,
-        failed: Callable[[BaseException], object],
-        *,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-    ) -> Callable[[], bool]:
+        self, message: Message, told: Told, *, exchange: str, routing_key: str, mandatory: bool
+    ) -> Callable[[float], bool]:
         """As :meth:`publish`, and return at once; for labkit's own code, which hears of the message in another way.
 
         Args:
             message: The message.
-            failed: Called on the I/O thread with what :meth:`publish` would raise.
+            told: Called on the I/O thread with None, or with what :meth:`publish` would raise.
             exchange: Where to.
             routing_key: With which key.
             mandatory: Whether it is an error if no queue would receive it.
 
-        Returns what gives it up if the broker has not answered, and says whether that is so: it is not sent any more,
-        or costs the channel.
+        Returns what waits for that, so many seconds, and then gives it up, as :meth:`publish` does, and nobody is told;
+        it says whether the broker has answered.
         """
-        core, publish = self._core, Publish(self._core, message, exchange, routing_key, mandatory, failed)
+        core, publish = self._core, Publish(self._core, message, exchange, routing_key, mandatory, told)
         core.io.post(lambda: core.begin(publish.request))
+        waiter = publish.request.waiter
 
-        def give_up() -> bool:
-            is_open = publish.request.waiter.abandon()
-            if is_open:
-                late = DeadlineExceeded("publishing: no answer in time")
-                core.io.post(lambda: core.give_up(publish.request, late))
-            return is_open
+        def finish(timeout: float) -> bool:
+            if waiter.wait(timeout) or not (waiter.abandon() or (not waiter.wait(CLAIMED_MAX) and waiter.abandon())):
+                return True
+            late = DeadlineExceeded("publishing: no answer in time")
+            core.io.post(lambda: core.give_up(publish.request, late))
+            return False
 
-        return give_up
+        return finish
 
     def get(self, queue: str, *, auto_ack: bool = False, timeout: float = CALL_TIMEOUT) -> Delivery | None:
         """Take one message from *queue*, to be settled; None if it is empty.

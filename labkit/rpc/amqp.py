@@ -4,6 +4,7 @@ How bytes reach a queue is a subclass's: ``labkit.rpc.rabbit`` for a broker, ``l
 """
 
 import abc
+import contextlib
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from labkit.content.delivery import Delivery
 from labkit.errors import Kind, LabkitError, RpcTimeout, Unroutable, Verdict, classify
 from labkit.retry import Backoff, call_with_retry
-from labkit.rpc.driver import PURPOSE_LISTEN, PURPOSE_SEND, Driver, Failed, GiveUp, Listening, Sending
+from labkit.rpc.driver import PURPOSE_LISTEN, PURPOSE_SEND, Driver, Finish, Listening, Sending, Told
 from labkit.rpc.envelope import (
     MONITOR,
     MSG_ID,
@@ -44,8 +45,9 @@ T = TypeVar("T")
 SEND_DEADLINE = 60.0  # seconds for a message that names no timeout of its own
 PAUSES = Backoff(initial=0.05, maximum=1.0)  # between two attempts to send; connecting has its own in the pool
 NO_EXCHANGE = 404
+CONFIRM_PATIENCE = 1.0  # seconds for a confirm that comes after the answer
 
-Send = Callable[[Sending, float, Failed | None], GiveUp | None]
+Send = Callable[[Sending, float, Told | None], Finish | None]
 
 
 class AmqpDriver(Driver):
@@ -176,31 +178,43 @@ class AmqpDriver(Driver):
         if target.fanout:
             return lambda connection, within, _: connection.fanout_send(topic, body, within=within)
         route = target.route
-        return lambda connection, within, failed: connection.topic_send(
-            exchange, route, body, timeout=timeout, mandatory=mandatory, within=within, failed=failed
+        return lambda connection, within, told: connection.topic_send(
+            exchange, route, body, timeout=timeout, mandatory=mandatory, within=within, told=told
         )
 
     def _ask(
         self, send: Send, msg_id: str, ends: float, seconds: float, *, monitor: float | None, retry: int | None
     ) -> Reply:
-        """Send, and return the answer. The broker's confirm wakes nobody: only if there is none is it sent again."""
+        """Send, and return the answer. The confirm wakes nobody: the I/O thread gives the connection back then."""
         replies = self.replies
         waiter = replies.listen(msg_id)  # first: the answer may be here before the send returns
 
         def attempt() -> Reply | LabkitError:
-            with self._get_connection(PURPOSE_SEND, max(0.0, ends - time.monotonic())) as connection:
-                give_up = send(connection, max(0.0, ends - time.monotonic()), waiter.failed)
-            is_answered = False
+            context = self._get_connection(PURPOSE_SEND, max(0.0, ends - time.monotonic()))
+            held, finish, is_sent, patience = [context], None, False, 0.0
+
+            def give_back() -> None:
+                with contextlib.suppress(IndexError):  # pop() is one step, so only one gives it back
+                    held.pop().close()
+
+            def told(error: BaseException | None) -> None:
+                give_back() if error is None else waiter.failed(error)
+
             try:
+                finish = send(context, max(0.0, ends - time.monotonic()), told)
+                is_sent = True
                 reply = replies.wait(msg_id, ends, monitor, seconds)
-                is_answered = True
+                patience = min(CONFIRM_PATIENCE, ends - time.monotonic())
             except NotSent as exc:
                 raise exc.error from None
-            except LabkitError as exc:  # there will be no answer, so it is not sent again
-                return exc
+            except LabkitError as exc:
+                if not is_sent:
+                    raise
+                return exc  # there will be no answer, so it is not sent again
             finally:
-                if not is_answered and give_up is not None and give_up():
+                if held and finish is not None and not finish(patience):
                     LOGGER.info("the broker has not confirmed the request with msg_id %s", msg_id)
+                give_back()
             return reply
 
         try:

@@ -14,8 +14,8 @@ from labkit.rpc.target import Target
 
 PURPOSE_SEND, PURPOSE_LISTEN = "send", "listen"
 Callback = Callable[[Delivery], object]
-Failed = Callable[[BaseException], object]
-GiveUp = Callable[[], bool]
+Told = Callable[[BaseException | None], object]
+Finish = Callable[[float], bool]
 
 
 class ConnectionBase(abc.ABC):
@@ -49,12 +49,13 @@ class Sending(Protocol):
         timeout: float | None = None,
         mandatory: bool = False,
         within: float,
-        failed: Failed | None = None,
-    ) -> GiveUp | None:
+        told: Told | None = None,
+    ) -> Finish | None:
         """Send to one of those who listen to *topic*; it is dropped if nobody takes it within *timeout* seconds.
 
-        With *failed* it need not wait for the broker: then that is called, on some thread, if the broker does not have
-        it, and what is returned ends the waiting for that; it returns whether the broker had not answered.
+        With *told* it returns at once, and that is called, on some thread, with None when the broker has the message,
+        or with what would be raised. What is returned waits for that, so many seconds, and then gives it up: it says
+        whether there was an answer. Until then nobody else is to have the connection.
         """
 
     def fanout_send(self, topic: str, body: str, *, within: float) -> None:

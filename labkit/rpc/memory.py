@@ -15,7 +15,7 @@ from labkit.connection.mailbox import Mailbox
 from labkit.content.delivery import Delivery
 from labkit.errors import PoolClosed, Unroutable
 from labkit.rpc.amqp import AmqpDriver
-from labkit.rpc.driver import Callback, ConnectionBase, Failed, GiveUp
+from labkit.rpc.driver import Callback, ConnectionBase, Finish, Told
 from labkit.rpc.envelope import new_id, to_message
 from labkit.topology import Message
 
@@ -153,13 +153,15 @@ class MemoryConnection(ConnectionBase):
         timeout: float | None = None,
         mandatory: bool = False,
         within: float,  # noqa: ARG002 - nothing is waited for
-        failed: Failed | None = None,  # noqa: ARG002
-    ) -> GiveUp | None:
+        told: Told | None = None,
+    ) -> Finish | None:
         """Put it into the queues that are bound with *topic*."""
         message = to_message(body, expiration=timeout, compression=self._compression)
         if not self._world.publish(exchange_name, topic, message) and mandatory:
             raise Unroutable(f"nobody listens to {topic!r}", exchange=exchange_name, routing_key=topic)
-        return None
+        if told is not None:
+            told(None)
+        return lambda _: True
 
     def fanout_send(self, topic: str, body: str, *, within: float) -> None:  # noqa: ARG002
         """Put a copy into every server's queue."""

@@ -17,7 +17,7 @@ from labkit.pool.connections import ConnectionPool, ConnectionSource, PooledConn
 from labkit.retry import Backoff
 from labkit.rpc.amqp import AmqpDriver
 from labkit.rpc.context import ConnectionContext
-from labkit.rpc.driver import Callback, Failed, GiveUp
+from labkit.rpc.driver import Callback, Finish, Told
 from labkit.rpc.envelope import new_id, to_message
 from labkit.rpc.failures import TransientQueuesForbidden
 from labkit.rpc.options import RabbitOptions
@@ -64,8 +64,8 @@ class SendingConnection(PooledConnection):
         timeout: float | None = None,
         mandatory: bool = False,
         within: float,
-        failed: Failed | None = None,
-    ) -> GiveUp | None:
+        told: Told | None = None,
+    ) -> Finish | None:
         """Publish to the control exchange; *timeout* seconds become the message's expiration."""
         ends = time.monotonic() + within
         if exchange_name not in self._lasting:
@@ -73,7 +73,7 @@ class SendingConnection(PooledConnection):
             self._declare(exchange, ends)
             if not exchange.auto_delete:
                 self._lasting.add(exchange_name)
-        return self._publish(body, exchange_name, topic, ends, expiration=timeout, mandatory=mandatory, failed=failed)
+        return self._publish(body, exchange_name, topic, ends, expiration=timeout, mandatory=mandatory, told=told)
 
     def fanout_send(self, topic: str, body: str, *, within: float) -> None:
         """Publish to the topic's fanout exchange; without servers it is lost."""
@@ -113,12 +113,12 @@ class SendingConnection(PooledConnection):
         *,
         expiration: float | None = None,
         mandatory: bool = False,
-        failed: Failed | None = None,
-    ) -> GiveUp | None:
+        told: Told | None = None,
+    ) -> Finish | None:
         message = to_message(body, expiration=expiration, compression=self._options.kombu_compression)
         where: dict[str, Any] = {"exchange": exchange, "routing_key": routing_key, "mandatory": mandatory}
-        if failed is not None:
-            return self._sending._publish_soon(message, failed, **where)
+        if told is not None:
+            return self._sending._publish_soon(message, told, **where)
         self._sending.publish(message, **where, timeout=max(0.0, ends - time.monotonic()))
         return None
 
@@ -129,7 +129,7 @@ class SendingSource(ConnectionSource):
     kind = SendingConnection
 
     def is_usable(self, thing: Connection) -> bool:
-        """Whether its channel is open, too: it may have been given back before the broker's answer cost that."""
+        """Whether its channel is open, too: it may have been given back just before the loss of that."""
         channel = getattr(thing, "_sending", None)
         return super().is_usable(thing) and (channel is None or channel.is_open)
 

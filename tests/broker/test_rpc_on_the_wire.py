@@ -270,6 +270,24 @@ def test_a_control_exchange_that_was_deleted_is_declared_again(settings, view, t
         assert client.call({}, "add", a=3, b=3) == 6
 
 
+def test_small_calls_wake_no_consumers_thread_and_hold_no_connection_while_they_wait(settings):
+    def consumers_threads():
+        return [each.name for each in threading.enumerate() if each.name == "labkit-consumer"]
+
+    until(lambda: not consumers_threads())  # of other tests: they end by themselves
+    with calling(settings) as (client, transport), served(transport) as (sums, _):
+        for number in range(5):
+            assert client.call({}, "add", a=number, b=1) == number + 1
+        (thread,) = in_threads(1, lambda: client.call({}, "wait"))
+        assert sums.entered.acquire(timeout=10)
+        until(lambda: transport.driver.pool.get_stats().leased == 0)
+        assert consumers_threads() == []
+        assert client.call({}, "echo", value="x" * 50_000) == "x" * 50_000
+        assert consumers_threads() != []  # what takes its time to read
+        sums.gate.set()
+        thread.join(20)
+
+
 def test_two_servers_take_turns_and_a_fanout_reaches_both(settings, transport):
     one, two = Sums(), Sums()
     client = RPCClient(transport, TOPIC, timeout=20)

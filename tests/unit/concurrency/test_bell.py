@@ -245,13 +245,14 @@ def test_nothing_in_the_library_waits_on_a_lock_that_is_taken_in_python():
     assert found == set()
 
 
-def test_who_watches_a_call_is_told_of_its_error_once_and_of_nothing_else():
+def test_who_watches_a_call_is_told_once_what_became_of_it_unless_it_was_abandoned():
     told = []
     failed, done, abandoned = (WatchedCall(told.append) for _ in range(3))
     error = ValueError("no")
     assert failed.settle(error=error)
     assert not failed.settle(error=KeyError("later"))
     assert done.settle(7)
+    assert done.wait(0)
     assert abandoned.abandon()
     assert not abandoned.settle(error=KeyError("nobody cares"))
-    assert told == [error]
+    assert told == [error, None]
