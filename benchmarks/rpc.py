@@ -1,6 +1,6 @@
-"""What a remote call costs: labkit, oslo.messaging, and a bare loop over direct reply-to, which is the limit.
+"""What a remote call costs: labkit, oslo.messaging, and two bare loops: over direct reply-to, and in oslo's format.
 
-    LABKIT_URL=amqp://... python benchmarks/rpc.py [--quick] [--callers 1,32] [--write]
+    LABKIT_URL=amqp://... python benchmarks/rpc.py [--quick] [--callers 1,32] [--rounds 3] [--write]
 
 ``--write`` puts the table into docs/measured.md. Needs oslo.messaging for its row (the extra ``test`` has it).
 
@@ -8,6 +8,8 @@ Each way has its server in a process of its own, on one broker, with its default
 takes a number and returns it. The ways take turns, several rounds each, and medians of the rounds are compared, for a
 machine has moods; ratios of one run are what counts. What they promise differs: the bare loop confirms nothing, knows
 no deadline, and loses calls with its link; its callers have a connection each, the others share what their library has.
+By hand is what the messages of oslo.messaging cost without a library: JSON in JSON, a queue for the answers, a confirm
+for each message, an acknowledgement for each delivery. It has no deadline either, and two connections for each caller.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pika
@@ -83,6 +85,36 @@ def serve_bare(settings: BrokerSettings) -> None:
     channel.start_consuming()
 
 
+def serve_by_hand(settings: BrokerSettings) -> None:
+    listening, answers = (pika.BlockingConnection(settings.to_pika()[0]).channel() for _ in range(2))
+    answers.confirm_delivery()
+    listening.exchange_declare("openstack", "topic")
+    listening.queue_declare(f"{TOPIC}-hand")
+    listening.queue_bind(f"{TOPIC}-hand", "openstack", f"{TOPIC}-hand")
+
+    def answer(_: Any, method: Any, __: Any, body: bytes) -> None:
+        listening.basic_ack(method.delivery_tag)
+        asked = unwrapped(body)
+        payload = {"result": asked["args"]["value"], "failure": None, "ending": True, "_msg_id": asked["_msg_id"]}
+        answers.basic_publish("", asked["_reply_q"], *wrapped(payload), mandatory=True)
+
+    listening.basic_consume(f"{TOPIC}-hand", answer)
+    print("serving", flush=True)
+    listening.start_consuming()
+
+
+def wrapped(payload: dict[str, Any], **properties: Any) -> tuple[bytes, pika.BasicProperties]:
+    """Return a body and properties as oslo.messaging has them."""
+    text = json.dumps({**payload, "_unique_id": uuid.uuid4().hex})
+    given = {"content_type": "application/json", "content_encoding": "utf-8", "headers": {}, "delivery_mode": 2}
+    body = json.dumps({"oslo.version": "2.0", "oslo.message": text}).encode()
+    return body, pika.BasicProperties(**given, priority=0, **properties)
+
+
+def unwrapped(body: bytes) -> Any:
+    return json.loads(json.loads(body)["oslo.message"])
+
+
 def wait_for_the_end() -> None:
     print("serving", flush=True)
     sys.stdin.read()
@@ -108,11 +140,17 @@ def oslo_messaging(settings: BrokerSettings, callers: int) -> Iterator[list[Call
 
 
 @contextmanager
-def direct_reply_to(settings: BrokerSettings, callers: int) -> Iterator[list[Call]]:
-    made = [BareCaller(settings) for _ in range(callers)]
+def direct_reply_to(
+    settings: BrokerSettings, callers: int, kind: "type[BareCaller] | None" = None
+) -> Iterator[list[Call]]:
+    made = [(kind or BareCaller)(settings) for _ in range(callers)]
     yield [each.call for each in made]
     for each in made:
         each.connection.close()
+
+
+def by_hand(settings: BrokerSettings, callers: int) -> AbstractContextManager[list[Call]]:
+    return direct_reply_to(settings, callers, CallerByHand)
 
 
 class BareCaller:
@@ -136,6 +174,34 @@ class BareCaller:
         self._answers[properties.correlation_id] = json.loads(body)["result"]
 
 
+class CallerByHand(BareCaller):
+    """Two connections, one thread: oslo.messaging's messages, and nothing around them."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self.connection = pika.BlockingConnection(settings.to_pika()[0])
+        self._channel = self.connection.channel()
+        self._answers: dict[str, Any] = {}
+        self._reply_q = f"reply_{uuid.uuid4().hex}"
+        self._channel.queue_declare(self._reply_q, arguments={"x-expires": 1_800_000})
+        self._channel.basic_consume(self._reply_q, self._arrived)
+        self._sending = pika.BlockingConnection(settings.to_pika()[0]).channel()
+        self._sending.confirm_delivery()
+
+    def call(self, value: int) -> Any:
+        number = uuid.uuid4().hex
+        payload = {"method": "echo", "args": {"value": value}, "_msg_id": number, "_reply_q": self._reply_q}
+        message = wrapped({**payload, "_timeout": None}, expiration=str(int(PATIENCE * 1000)))
+        self._sending.basic_publish("openstack", f"{TOPIC}-hand", *message)
+        while number not in self._answers:
+            self.connection.process_data_events(PATIENCE)
+        return self._answers.pop(number)
+
+    def _arrived(self, _: Any, method: Any, __: Any, body: bytes) -> None:
+        self._channel.basic_ack(method.delivery_tag)
+        answer = unwrapped(body)
+        self._answers[answer["_msg_id"]] = answer["result"]
+
+
 def oslo() -> tuple[Any, Any]:
     warnings.simplefilter("ignore")
     import oslo_messaging
@@ -152,8 +218,18 @@ def rabbit_url(settings: BrokerSettings) -> str:
 
 # --- measuring ----------------------------------------------------------------------------------------------------
 
-SERVERS = {"labkit": serve_labkit, "oslo.messaging": serve_oslo, "direct reply-to": serve_bare}
-WAYS = {"labkit": labkit, "oslo.messaging": oslo_messaging, "direct reply-to": direct_reply_to}
+SERVERS = {
+    "labkit": serve_labkit,
+    "oslo.messaging": serve_oslo,
+    "oslo's format by hand": serve_by_hand,
+    "direct reply-to": serve_bare,
+}
+WAYS = {
+    "labkit": labkit,
+    "oslo.messaging": oslo_messaging,
+    "oslo's format by hand": by_hand,
+    "direct reply-to": direct_reply_to,
+}
 
 
 @contextmanager
@@ -229,6 +305,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="one round of few calls: to see that it works")
     parser.add_argument("--callers", default="1,32", help="how many at once; several, with commas")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how many, of which the medians count")
     parser.add_argument("--write", action="store_true", help="put the table into docs/measured.md")
     asked = parser.parse_args()
     settings = BrokerSettings.from_env()
@@ -238,7 +315,7 @@ def main() -> None:
     results = {}
     for callers in map(int, asked.callers.split(",")):
         count = 320 if asked.quick else CALLS.get(callers, 200 * callers)
-        results[callers] = run(settings, callers, count, 1 if asked.quick else ROUNDS)
+        results[callers] = run(settings, callers, count, 1 if asked.quick else asked.rounds)
     lines = table(results)
     print("\n".join(lines))
     if asked.write:
