@@ -233,7 +233,8 @@ class ConnectionManager:
             routing_key: Up to 255 bytes.
             body: Text, bytes, or a Message with its own properties.
             properties: Names and values, or Pika's object. They are laid over the defaults.
-            mandatory: Have the broker say if no queue would receive it (Unroutable).
+            mandatory: Have the broker say if no queue would receive it (Unroutable). An answer by direct reply-to needs
+                False, as for :meth:`Publisher.publish`.
             deadline: Seconds until its outcome is settled, connecting included.
 
         Raises:

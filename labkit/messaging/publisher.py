@@ -117,7 +117,8 @@ class Publisher(RecoveringFacade[PublisherRole]):
             exchange: Its name; "": the default exchange, where the routing key is a queue's name.
             routing_key: Up to 255 bytes.
             mandatory: Have the broker say if no queue would receive it (Unroutable). False: it drops such a message,
-                and confirms it.
+                and confirms it. An answer by direct reply-to needs False: RabbitMQ 3.10 and 4.0 deliver a mandatory
+                one, and return it all the same.
             deadline: Seconds until its outcome is settled, waiting and sending again included.
 
         Raises:

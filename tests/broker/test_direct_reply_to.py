@@ -14,8 +14,10 @@ from labkit import (
     AsyncConnection,
     ConfigurationError,
     Connection,
+    Consumer,
     Message,
     OutcomeUnknown,
+    Publisher,
     Queue,
     RpcTimeout,
     SyncConnection,
@@ -226,3 +228,25 @@ async def test_an_answer_sent_by_a_sync_connection_arrives(settings):
     finally:
         await asyncio.to_thread(thread.join, 25)
     assert not thread.is_alive()
+
+
+@asynchronous
+async def test_an_answer_of_a_publisher_that_is_not_mandatory_arrives_and_is_confirmed(settings):
+    confirmed = []
+
+    def serve(delivery):
+        request = delivery.message
+        confirmed.append(publisher.publish(answer_to(request), routing_key=request.reply_to, mandatory=False))
+        delivery.ack()
+
+    publisher, consumer = Publisher(settings), Consumer(settings, Queue("calls"), serve)
+    async with AsyncConnection(settings) as client:
+        try:
+            await asyncio.to_thread(publisher.open)
+            await asyncio.to_thread(consumer.open)
+            assert (await client.call("calls", "x", deadline=10)).text == "X"
+            (confirmation,) = confirmed
+            await asyncio.to_thread(confirmation.result, 10)
+        finally:
+            await asyncio.to_thread(consumer.close)
+            await asyncio.to_thread(publisher.close)
