@@ -1,12 +1,12 @@
 """What a remote call costs: labkit, oslo.messaging, and two bare loops: over direct reply-to, and in oslo's format.
 
-    LABKIT_URL=amqp://... python benchmarks/rpc.py [--quick] [--callers 1,32] [--rounds 3] [--write]
+    LABKIT_URL=amqp://... python benchmarks/rpc.py [--quick] [--callers 1,32] [--rounds 20] [--write]
 
 ``--write`` puts the table into docs/measured.md. Needs oslo.messaging for its row (the extra ``test`` has it).
 
 Each way has its server in a process of its own, on one broker, with its defaults: queues that are not durable. A call
-takes a number and returns it. The ways take turns, several rounds each, and medians of the rounds are compared, for a
-machine has moods; ratios of one run are what counts. What they promise differs: the bare loop confirms nothing, knows
+takes a number and returns it. The ways take many short turns, and medians of the turns are compared, for a machine
+has moods; ratios of one run are what counts. What they promise differs: the bare loop confirms nothing, knows
 no deadline, and loses calls with its link; its callers have a connection each, the others share what their library has.
 By hand is what the messages of oslo.messaging cost without a library: JSON in JSON, a queue for the answers, a confirm
 for each message, an acknowledgement for each delivery. It has no deadline either, and two connections for each caller.
@@ -23,7 +23,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pika
@@ -33,8 +33,8 @@ from labkit import BrokerSettings
 from labkit.rpc import RPCClient, RPCServer, Target, Transport
 
 TOPIC = "labkit-benchmark-rpc"
-CALLS = {1: 2000, 32: 6400}  # in a round, all callers together
-ROUNDS = 3
+CALLS = {1: 100, 32: 640}  # in a turn, all callers together
+ROUNDS = 20
 PATIENCE = 60.0  # seconds for a call
 
 Call = Callable[[int], Any]
@@ -273,14 +273,20 @@ def measure(calls: list[Call], count: int) -> tuple[float, list[float]]:
 def run(settings: BrokerSettings, callers: int, count: int, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Return calls a second, median and 99th percentile in seconds, by way: medians of the rounds."""
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in WAYS}
-    for _ in range(rounds):
-        for name, way in WAYS.items():
-            with served(name), way(settings, callers) as calls:
-                measure(calls, max(callers, count // 20))  # connections, threads, caches
-                rate, took = measure(calls, count)
-            cuts = statistics.quantiles(took, n=100)
-            found[name].append((rate, cuts[49], cuts[98]))
-            print(f"{callers} callers, {name}: {rate:.0f}/s, median {cuts[49] * 1000:.2f} ms", file=sys.stderr)
+    with ExitStack() as stack:
+        for name in WAYS:
+            stack.enter_context(served(name))
+        calls = {name: stack.enter_context(way(settings, callers)) for name, way in WAYS.items()}
+        for each in calls.values():
+            measure(each, count)  # connections, threads, caches
+        for _ in range(rounds):
+            for name, each in calls.items():
+                rate, took = measure(each, count)
+                cuts = statistics.quantiles(took, n=100)
+                found[name].append((rate, cuts[49], cuts[98]))
+    for name, each in found.items():
+        rate, median, _ = map(statistics.median, zip(*each, strict=True))
+        print(f"{callers} callers, {name}: {rate:.0f}/s, median {median * 1000:.2f} ms", file=sys.stderr)
     return {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
 
 
@@ -314,7 +320,7 @@ def main() -> None:
         return
     results = {}
     for callers in map(int, asked.callers.split(",")):
-        count = 320 if asked.quick else CALLS.get(callers, 200 * callers)
+        count = 320 if asked.quick else CALLS.get(callers, 20 * callers)
         results[callers] = run(settings, callers, count, 1 if asked.quick else asked.rounds)
     lines = table(results)
     print("\n".join(lines))
