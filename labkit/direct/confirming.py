@@ -67,6 +67,7 @@ class ConfirmingChannel:
             on_answer(Message.received(properties, body))
 
         raw = self.channel.raw
+        # Direct reply-to demands it. labkit: ignore[auto-ack]
         await self.channel.ask("call", lambda done: raw.basic_consume(REPLY_TO, hear, auto_ack=True, callback=done))
 
     def publish(self, queue: str, message: Message, properties: pika.BasicProperties) -> asyncio.Future[None]:

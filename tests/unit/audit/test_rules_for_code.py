@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -118,9 +119,9 @@ def test_a_path_that_cannot_be_read_is_named(path):
 
 
 def test_the_kit_itself_keeps_every_rule():
-    """But for the exercises, some of which are about what the rules are about."""
+    """But for the exercises, some of which are about what the rules are about, and the failures of the atlas."""
     found = audit_code([Path(labkit.__file__).parent])
-    assert [str(each) for each in found if "/lab/exercises/" not in each.path] == []
+    assert [str(each) for each in found if not re.search(r"/lab/(exercises|atlas)/", each.path)] == []
 
 
 # -- the rehearsal of an upgrade -----------------------------------------------------------------------------------

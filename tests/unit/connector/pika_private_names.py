@@ -133,7 +133,18 @@ NEEDED = (
         "Messages that nobody has tried would be rejected when consume() ends, and count towards a quorum queue's "
         "delivery limit: so BlockingChannel.close() does.",
     ),
-    Needed(_CHANNEL, "_impl", ("direct/sync_link",), "As _consumer_infos."),
+    Needed(
+        _CHANNEL,
+        "_impl",
+        ("direct/sync_link", "lab/atlas/acts"),
+        "As _consumer_infos; and the atlas could not show what the broker says of one tag used twice.",
+    ),
+    Needed(
+        "pika.channel:Channel",
+        "_consumers",
+        ("lab/atlas/acts",),
+        "Pika would refuse the second consumer of a tag before the broker does.",
+    ),
     Needed(
         _CHANNEL,
         "_flush_output",
