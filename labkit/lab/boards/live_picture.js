@@ -68,7 +68,7 @@ export default {
             const broker = table.get("broker");
             if (broker && broker !== "running") text = `The broker: ${broker}. ${text}`;
             if (over) text = `Ended: the lab is closed. ${text}`;
-            else if (!begun) text = "Waiting for the kernel.";
+            else if (!begun) text = "Waiting for the kernel. If that lasts, run the cell again.";
             else if (silent > STALE) text = "No news from the kernel: what is shown is old.";
             // At most once a second: a storm of changes would have a screen reader speak without end.
             if (text !== status.textContent && Date.now() - spoken > 1000) { status.textContent = text; spoken = Date.now(); }
