@@ -8,6 +8,7 @@ import pytest
 from labkit import (
     AsyncConnection,
     ChannelLost,
+    ConfigurationError,
     Message,
     MessageRefused,
     Outcome,
@@ -59,6 +60,10 @@ def test_every_exit_that_confirms_says_what_the_broker_says(settings, small_bodi
     with every_exit(settings) as exits:
         for way in exits.ways:
             if way in ("Channel", "ConnectionPool", "ChannelPool"):  # these wait for no answer
+                continue
+            if way == "AsyncConnection" and message is NO_CONSUMER:  # it has call() for that, and says so
+                with pytest.raises(ConfigurationError, match=r"reply_to: .* call\(\)"):
+                    exits.publish(way, message)
                 continue
             with pytest.raises(MessageRefused, match=rf"406.*{words}") as caught:
                 exits.publish(way, message)

@@ -78,8 +78,8 @@ def test_200_links_opened_and_ended_at_random_leave_nothing_behind(settings):
         assert until(lambda: descriptors() <= with_proxy), f"{descriptors()} descriptors, {with_proxy} before"
         assert len(proxy.endings) == 200
     assert proxy_threads() == []
-    assert threading.active_count() == threads_before
-    assert descriptors() == before
+    assert threading.active_count() <= threads_before  # an idle one of an earlier test may have ended meanwhile
+    assert descriptors() <= before
 
 
 def test_closing_is_quick_idempotent_and_possible_from_any_thread(settings):
