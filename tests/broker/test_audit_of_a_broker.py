@@ -218,7 +218,12 @@ def test_a_policy_for_mirrored_queues_is_refused_since_4_0(broker, settings, vie
 
 def test_frames_that_are_too_small_are_refused_since_4_1(broker, settings):
     parameters = settings.to_pika()[0]
-    exec(is_named("small-frames", "parameters = pika.ConnectionParameters(frame_max=4096)"), {"pika": pika})
+    text = is_named("small-frames", "parameters = pika.ConnectionParameters(frame_max=4096)")
+    if pika.spec.FRAME_MIN_SIZE > 4096:  # Pika 1.5 refuses them itself
+        with pytest.raises(ValueError, match="8192"):
+            exec(text, {"pika": pika})
+        return
+    exec(text, {"pika": pika})
     parameters.frame_max = 4096
     refused = False
     try:
