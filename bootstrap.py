@@ -12,6 +12,7 @@ CI set, or without a terminal it does not ask. A second run finds everything the
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -242,8 +243,9 @@ def install_packages():
         uv = [str(BIN / "uv"), "pip", "install", "--python", str(PYTHON)]
         uv += [] if sys.stderr.isatty() else ["--quiet"]  # at a terminal its progress is seen
         with_uv = dict(pips_settings_for_uv(), **os.environ)
-        if subprocess.call(uv + requirements, env=with_uv) == 0 and subprocess.call(uv + itself, env=with_uv) == 0:
-            return
+        with contextlib.suppress(OSError):  # a program that cannot be run here
+            if subprocess.call(uv + requirements, env=with_uv) == 0 and subprocess.call(uv + itself, env=with_uv) == 0:
+                return
     say("python packages: uv cannot install them here (see above); going on with pip, which takes about a minute")
     if subprocess.call(pip + requirements, env=with_pip):
         stop(

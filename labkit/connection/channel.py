@@ -225,7 +225,7 @@ class Channel:
         """Drop the messages that wait in *queue*, and return how many; what is with a consumer stays.
 
         Raises:
-            ChannelLost: 404: it is missing; 540: a stream's messages cannot be dropped.
+            ChannelLost: 404: it is missing; 540: it is a stream, and the broker ends the whole connection over that.
         """
         name = self._topology.current(checked_name("queue", queue))
         frame = self._rpc(f"purging {name!r}", lambda channel, done: channel.queue_purge(name, callback=done), timeout)

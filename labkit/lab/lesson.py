@@ -24,8 +24,7 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
 
     def end() -> None:
         server.stop()
-        if ours:
-            brokers.down()
+        if ours and brokers.down():  # none, where it did not start
             say("the broker is down")
 
     with ended_by_signals(end, say):

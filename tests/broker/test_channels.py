@@ -97,6 +97,14 @@ def test_a_purge_drops_what_waits_and_says_how_much_and_leaves_what_is_with_a_co
         channel.purge("nobody made this")
 
 
+def test_purging_a_stream_is_refused_by_the_end_of_the_connection(settings):
+    with connected(settings) as (connection, _), connection.channel() as channel:
+        channel.declare(Queue("kept", arguments={"x-queue-type": "stream"}))
+        with pytest.raises(ChannelLost, match="540"):
+            channel.purge("kept")
+        until(lambda: not connection.is_open)
+
+
 def test_exchanges_and_bindings_are_made_and_deleted(channel):
     channel.declare(Exchange("logs", "headers"))
     channel.declare(Exchange("all", "fanout"))

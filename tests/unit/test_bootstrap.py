@@ -294,7 +294,7 @@ def wheel(folder, name, text):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the scripts of a virtual environment lie elsewhere")
-@pytest.mark.parametrize("uv", ["that works", "that cannot be had", "that fails"])
+@pytest.mark.parametrize("uv", ["that works", "that cannot be had", "that fails", "that cannot be run"])
 def test_packages_come_from_the_index_that_pip_is_configured_for_by_uv_or_by_pip_and_only_with_their_hashes(
     bootstrap, monkeypatch, tmp_path, venv_and_index, capfd, uv
 ):
@@ -317,6 +317,8 @@ def test_packages_come_from_the_index_that_pip_is_configured_for_by_uv_or_by_pip
     elif uv == "that fails":
         (tmp_path / "venv" / "bin" / "uv").write_text("#!/bin/sh\nexit 2\n")
         (tmp_path / "venv" / "bin" / "uv").chmod(0o755)
+    elif uv == "that cannot be run":
+        (tmp_path / "venv" / "bin" / "uv").write_text("")
     itself = tmp_path / "pyproject.toml"
     itself.write_text('[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
     (tmp_path / "backend.py").write_text(BACKEND)
