@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, overload
 
-from labkit.concurrency.bell import WatchedCall
 from labkit.connection.blame import declaring
 from labkit.connection.channel_io import ChannelIo, Request
+from labkit.connection.channel_publish import Publish, Told
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.io_thread import CLAIMED_MAX, IoThread
 from labkit.connection.lifecycle import Lifecycle
@@ -20,8 +20,8 @@ from labkit.connection.link import Link
 from labkit.connection.topology_record import place_of
 from labkit.connection.topology_replay import STEP_PAUSE, entity_name, look
 from labkit.content.delivery import Delivery
-from labkit.content.sendable import check_route, frame_max_of, sendable, written_arguments
-from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, OutcomeUnknown
+from labkit.content.sendable import frame_max_of, written_arguments
+from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded
 from labkit.topology import Binding, Exchange, Message, Queue
 from labkit.values import check_type, checked_callable, checked_flag, checked_name, checked_number, checked_prefetch
 
@@ -32,7 +32,6 @@ PREFETCH = 10  # messages ahead, unless qos() says otherwise
 
 Handler = Callable[[Delivery], object]
 Answered = Callable[[Any], None]
-Told = Callable[[BaseException | None], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,60 +41,6 @@ class QueueState:
     name: str
     messages: int
     consumers: int
-
-
-class Publish:
-    """A message that is to be sent, and what becomes of it. Holds no channel: a request may outlive its user.
-
-    Args:
-        core: The channel's side on the I/O thread.
-        message: A message, or a body.
-        exchange: Where to.
-        routing_key: With which key.
-        mandatory: Whether it is an error if no queue would receive it.
-        told: Called on the I/O thread with what went wrong, or None; None: somebody waits.
-
-    Attributes:
-        request: What sends it.
-
-    Raises:
-        ConfigurationError: it cannot be sent.
-    """
-
-    def __init__(
-        self,
-        core: ChannelIo,
-        message: Message | bytes | str,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        told: Told | None = None,
-    ) -> None:
-        check_route(exchange, routing_key, mandatory)
-        whole, properties = sendable(message, frame_max_of(core.link.connection))
-        body, self._message_id, self._is_sent = whole.body, whole.message_id, False
-
-        def send(request: Request) -> None:
-            if not request.waiter.claim():
-                return
-            core.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
-            if core.confirms is None:
-                request.settle()
-            else:
-                core.confirms.expect(request.waiter, exchange, routing_key, whole)
-                self._is_sent = True
-                request.waiter.release()
-
-        self.request = Request(send, is_publish=True)
-        if told is not None:
-            self.request.waiter = WatchedCall(lambda error: told(error and self.meaning_of(error)))
-
-    def meaning_of(self, error: BaseException) -> BaseException:
-        """Return what *error* means for the message: if it was sent, nobody knows whether the broker has it."""
-        if not self._is_sent or not isinstance(error, ChannelLost | DeadlineExceeded):
-            return error
-        text = f"the message was sent, and the broker's answer did not come: {error}"
-        return OutcomeUnknown(text, message_id=self._message_id)
 
 
 class ChannelOwner(Protocol):
