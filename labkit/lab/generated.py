@@ -4,7 +4,7 @@ import math
 import re
 from pathlib import Path
 
-from labkit.lab.notebook_file import NAME, Notebook, code_cells, read, tags, title
+from labkit.lab.notebook_file import NAME, Cell, Notebook, read, tags, title
 
 WORDS_A_MINUTE = 200
 MINUTES_A_CELL = 1.0  # to run a cell and read what it shows
@@ -14,19 +14,24 @@ _LINKS = re.compile(r"\n*^(?:Before|Next): \[.*$", re.MULTILINE)
 _MINUTES = re.compile(r"^\| \*\*Minutes\*\* \|.*$", re.MULTILINE)
 
 
+def to_read(cell: Cell) -> float:
+    """Return the minutes to read a cell: its words, if it is text."""
+    return len(cell.source.split()) / WORDS_A_MINUTE if cell.cell_type == "markdown" else 0.0
+
+
+def to_do(cell: Cell) -> float:
+    """Return the minutes to do a cell; a check and a solution are part of their exercise."""
+    kinds = set(tags(cell))
+    if cell.cell_type != "code" or kinds & {"recall", "check", "solution"}:
+        return 0.0
+    if "predict" in kinds:
+        return MINUTES_A_PREDICTION
+    return MINUTES_AN_EXERCISE if "exercise" in kinds else MINUTES_A_CELL
+
+
 def minutes(notebook: Notebook) -> tuple[int, int]:
     """Return the minutes to read a notebook and the minutes to do it, rounded up."""
-    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
-    doing = 0.0
-    for cell in code_cells(notebook):
-        kinds = set(tags(cell))
-        if "predict" in kinds:
-            doing += MINUTES_A_PREDICTION
-        elif "exercise" in kinds:
-            doing += MINUTES_AN_EXERCISE
-        elif not kinds & {"recall", "check", "solution"}:
-            doing += MINUTES_A_CELL
-    return math.ceil(words / WORDS_A_MINUTE), math.ceil(doing)
+    return math.ceil(sum(map(to_read, notebook.cells))), math.ceil(sum(map(to_do, notebook.cells)))
 
 
 def links(path: Path) -> str:

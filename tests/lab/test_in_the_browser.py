@@ -63,8 +63,8 @@ def test_a_click_on_a_prediction_is_what_the_next_cell_compares_with(server):
 
 def test_a_printed_line_that_is_too_long_is_broken_between_words(server):
     with jupyter_page.page_of(server, "00-start-here.ipynb") as page:
-        page.run_above("import pika")
-        printed = page.notebook.locator(".jp-OutputArea-output pre", has_text="python").first
+        page.run_above('lab.compare("00.a"')
+        printed = page.notebook.locator(".jp-OutputArea-output pre", has_text="order 1").first
         assert printed.evaluate("pre => getComputedStyle(pre).wordBreak") == "normal"
 
 
