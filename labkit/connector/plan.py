@@ -191,7 +191,7 @@ class Plan:
             self._report_failure(next_delay=pause)
             if pause is not None:
                 yield Pause(pause)
-            if pause is None or not self._is_wanted():
+            if pause is None or self._left() <= 0 or not self._is_wanted():
                 try:
                     raise error
                 finally:
@@ -259,8 +259,10 @@ class Plan:
         patience = min(limit, parameters.socket_timeout or limit)
         addresses: Sequence[str] = yield LookUp(parameters.host, parameters.port, patience)
         for index, address in enumerate(addresses):
-            left = (ends - self._clock.now()) / (len(addresses) - index)
-            one = for_address(parameters, address, max(SHORTEST_LIMIT, left))
+            left = ends - self._clock.now()
+            if left <= 0:
+                raise TimeoutError(f"no time is left to connect to {parameters.host!r}: its name took too long")
+            one = for_address(parameters, address, max(SHORTEST_LIMIT, left / (len(addresses) - index)))
             try:
                 return (yield Open(one))
             except Exception as exc:  # noqa: BLE001 - raised below, or a clearer one
@@ -335,14 +337,15 @@ class Hosts:
         return self._failure or RuntimeError("there is no host to try")
 
     def begin_round(self) -> list[pika.ConnectionParameters]:
-        """Return the hosts to try now.
+        """Return the hosts to try now, one that the settings name twice once.
 
         Raises:
             OSError: a TLS file that was good before cannot be used now.
         """
         self._failure = None
         hosts, self._fresh = self._fresh or self._read_again(), None
-        return [each for each in hosts if (each.host, each.port) not in self._refused]
+        places = {(each.host, each.port): each for each in hosts}
+        return [each for place, each in places.items() if place not in self._refused]
 
     def failed(self, parameters: pika.ConnectionParameters, error: Exception) -> None:
         """Take note of one host's *error*; raise it if the other hosts need not be asked."""

@@ -7,6 +7,7 @@ is said that an alert could be lost over.
 """
 
 import socket
+import time
 
 import pika
 import pika.exceptions as px
@@ -14,6 +15,7 @@ import pika.exceptions as px
 from labkit.verdicts import SPEAKS_TLS, TLS_ALERT, describe, root_cause
 
 PATIENCE = 2.0  # seconds for the other side to say what it does not like; a broker says it in milliseconds
+SHORTEST_WAIT = 0.001  # seconds; a socket takes 0 for "do not wait"
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"  # AMQP 0-9-1, section 4.2.2
 TLS_ALERT_RECORD = b"\x15\x03"  # content type 21, major version 3 (RFC 8446, 5.1)
 
@@ -62,13 +64,19 @@ def probe(parameters: pika.ConnectionParameters, error: Exception, seconds: floa
 
 def _look(parameters: pika.ConnectionParameters, seconds: float) -> str:
     """Return the alert that the other side sends, as text; empty if it sends none."""
-    tls = parameters.ssl_options
+    tls, ends = parameters.ssl_options, time.monotonic() + seconds
+
+    def limit(link: socket.socket) -> None:  # a socket's own is for one wait, and this look has three
+        link.settimeout(max(SHORTEST_WAIT, ends - time.monotonic()))
+
     try:
         with socket.create_connection((parameters.host, parameters.port), timeout=seconds) as plain:
+            limit(plain)
             if tls is None:
                 plain.sendall(PROTOCOL_HEADER)
                 return SPEAKS_TLS if plain.recv(2) == TLS_ALERT_RECORD else ""
             with tls.context.wrap_socket(plain, server_hostname=tls.server_hostname) as link:
+                limit(link)
                 link.recv(1)
     except OSError as exc:  # ssl.SSLError is one, and so is the end of our patience
         return repr(exc) if TLS_ALERT.search(repr(exc)) else ""

@@ -68,6 +68,7 @@ def ask(driver, settings, *, cancel_after=None, names=None, on_event=None):
     return {
         "opened": "ConnectionOpened" in heard.names(),
         "events": [name for name in heard.names() if name != "ConnectionClosed"],  # of the bring-up
+        "told": [fact for event in heard.events if (fact := _facts(event))],
         "error": error and type(error).__name__,
         "is_told_in_family": error is None or isinstance(error, px.AMQPError | LabkitError | asyncio.CancelledError),
         "kind": error and classify(error).kind.name,
@@ -77,6 +78,16 @@ def ask(driver, settings, *, cancel_after=None, names=None, on_event=None):
         "returned_after": returned,
         "times_told": len(told),
     }
+
+
+def _facts(event):
+    """What an event of a bring-up says, but for seconds and the text of errors."""
+    name, error = type(event).__name__, getattr(event, "error", None)
+    if name == "ConnectionClosed":
+        return None
+    number = event.attempt if hasattr(event, "attempt") else event.attempts
+    where = [getattr(event, "host", None), getattr(event, "port", None)]
+    return [name, *where, number, getattr(event, "next_delay", None), error and classify(error).kind.name]
 
 
 def ask_all(settings, drivers=ALL, **options):

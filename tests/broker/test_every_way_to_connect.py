@@ -1,6 +1,7 @@
 """The same question to every driver of a bring-up, blocking, awaited and in callbacks: the answers are the same."""
 
 import contextlib
+import itertools
 import socket
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from labkit import TlsSettings
 from tests.broker.drivers import ALL, CANCELLED, ON_A_LOOP, ask, ask_all
-from tests.broker.test_factory import black_hole, refused_port, silent_peer
+from tests.broker.test_factory import black_hole, refused_port, rude_server, silent_peer
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 SLACK = 2.0  # seconds a deadline may be late on a busy machine
@@ -87,6 +88,26 @@ def test_a_first_host_that_is_dead_does_not_hide_the_second(settings, trap):
     assert told(answers, "events", "error") == alike(events=FAILED + OPENED, error=None)
 
 
+TRAPS = {"refuses": refused_port, "is silent": silent_peer, "loses packets": black_hole, "hangs up": rude_server}
+
+
+@pytest.mark.parametrize("ways", [*itertools.combinations([*TRAPS, "has no name"], 2)], ids=", then ".join)
+def test_whatever_the_hosts_do_every_attempt_end_and_pause_is_told_alike(settings, ways):
+    host, port = settings.addresses[0]
+    in_process = tuple(each for each in ALL if each != "twisted")
+    with contextlib.ExitStack() as stack:
+        hosts = []
+        for way in ways:
+            trap = stack.enter_context(TRAPS[way]()) if way in TRAPS else 1
+            hosts.append(f"127.0.0.1:{trap[0] if isinstance(trap, tuple) else trap}" if way in TRAPS else "a..b:1")
+        short = settings.replace(hosts=hosts, connection_attempts=2, retry_delay=0.1, socket_timeout=1.0)
+        lost = ask_all(short.replace(stack_timeout=1.0), in_process)
+        found = ask_all(settings.replace(hosts=(*hosts, f"{host}:{port}"), connect_deadline=6.0), in_process)
+    for answers, names in ((lost, FAILED * 4 + ["ConnectionGivenUp"]), (found, FAILED * 2 + OPENED)):
+        assert told(answers, "told") == alike(in_process, told=answers["blocking"]["told"])
+        assert answers["blocking"]["events"] == names
+
+
 def test_a_first_host_without_an_address_does_not_hide_the_second(settings):
     host, port = settings.addresses[0]
     hosts = ("gone.invalid:1", f"{host}:{port}")
@@ -127,8 +148,8 @@ def test_an_unreadable_tls_file_is_an_error_of_the_settings_before_any_attempt(s
 
 
 def test_a_refused_login_ends_everything_at_once(settings):
-    host, port = settings.addresses[0]
-    hosts = (f"{host}:{port}", f"{host}:{port}")
+    _, port = settings.addresses[0]
+    hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
     wrong = settings.replace(hosts=hosts, password="wrong", connection_attempts=3, retry_delay=0.1)
     answers = ask_all(wrong)
     expected = alike(

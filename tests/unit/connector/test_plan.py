@@ -157,6 +157,13 @@ def test_a_host_that_refuses_tls_is_not_asked_again_and_counts_less_than_one_tha
     assert driver.opened() == ["address of a", *["address of b"] * 3]
 
 
+def test_a_host_that_is_named_twice_is_asked_once_a_round():
+    driver = Driver(lambda _: UNTRUSTED, hosts=("a:1", "a:1"), connection_attempts=3)
+
+    assert driver.fails().__cause__ is UNTRUSTED
+    assert driver.opened() == ["address of a"]
+
+
 def test_a_busy_broker_is_given_a_longer_pause_at_once():
     busy = px.ConnectionClosedByBroker(530, "NOT_ALLOWED - node connection limit (1) is reached")
     grows = Backoff(initial=0.1, factor=2.0, maximum=5.0, jitter="none", attempts=2)

@@ -105,6 +105,23 @@ def test_a_silent_server_costs_what_is_left_and_no_more():
         ended.set()
 
 
+def test_a_slow_handshake_and_then_silence_cost_together_what_is_left():
+    ended = threading.Event()
+
+    def answer(client):
+        ended.wait(0.8)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        AUTHORITY.issue_cert("localhost").configure_cert(context)
+        with context.wrap_socket(client, server_side=True):
+            ended.wait(10)
+
+    with server(answer) as port:
+        begun = time.monotonic()
+        assert probe(parameters(port, tls=True), UNCLEAR, 1.0) is UNCLEAR
+        assert time.monotonic() - begun < 1.5
+        ended.set()
+
+
 def test_nobody_is_asked_when_no_time_is_left():
     asked = []
     with server(asked.append) as port:
