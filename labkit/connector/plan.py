@@ -13,6 +13,7 @@ the time that is left.
 import copy
 import dataclasses
 import logging
+import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -337,7 +338,7 @@ class Hosts:
         return self._failure or RuntimeError("there is no host to try")
 
     def begin_round(self) -> list[pika.ConnectionParameters]:
-        """Return the hosts to try now, one that the settings name twice once.
+        """Return the hosts to try now, in that order; one that the settings name twice once.
 
         Raises:
             OSError: a TLS file that was good before cannot be used now.
@@ -345,7 +346,10 @@ class Hosts:
         self._failure = None
         hosts, self._fresh = self._fresh or self._read_again(), None
         places = {(each.host, each.port): each for each in hosts}
-        return [each for place, each in places.items() if place not in self._refused]
+        wanted = [each for place, each in places.items() if place not in self._refused]
+        if self._settings.host_order == "shuffled":
+            random.shuffle(wanted)
+        return wanted
 
     def failed(self, parameters: pika.ConnectionParameters, error: Exception) -> None:
         """Take note of one host's *error*; raise it if the other hosts need not be asked."""

@@ -121,6 +121,9 @@ class BrokerSettings(Settings):
         description="a mapping of TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT to whole numbers",
     )
     hosts: tuple[str, ...] = Field((), description="several 'host' or 'host:port', tried in order; instead of host")
+    host_order: Literal["given", "shuffled"] = Field(
+        "given", description="'given': hosts are tried in order; 'shuffled': in another order in each round over them"
+    )
     tls: TlsSettings | None = Field(None, description="a TlsSettings; None: no TLS")
 
     def __init__(self, **values: Any) -> None:
@@ -266,7 +269,7 @@ class BrokerSettings(Settings):
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
-        """Every (host, port) in the order in which they are tried."""
+        """Every (host, port) in the order in which they are given."""
         default = AMQP_PORT if self.tls is None else AMQPS_PORT
         return tuple((host, port or default) for host, port in self._named())
 

@@ -1,6 +1,7 @@
 """The plan of a bring-up, driven by hand: no loop, no socket, no broker, and a clock that moves when told to."""
 
 import ssl
+from collections import Counter
 
 import pika.exceptions as px
 import pytest
@@ -162,6 +163,27 @@ def test_a_host_that_is_named_twice_is_asked_once_a_round():
 
     assert driver.fails().__cause__ is UNTRUSTED
     assert driver.opened() == ["address of a"]
+
+
+def test_shuffled_hosts_are_each_the_first_about_as_often_and_none_is_left_out():
+    hosts = ("a:1", "b:2", "c:3")
+    first = Counter()
+    for _ in range(300):
+        driver = Driver(refuse, hosts=hosts, host_order="shuffled")
+        driver.fails()
+        assert sorted(driver.opened()) == ["address of a", "address of b", "address of c"]
+        first[driver.opened()[0]] += 1
+    assert len(first) == 3
+    assert min(first.values()) > 50  # of 100 expected: six standard deviations
+
+
+def test_shuffled_hosts_are_shuffled_again_in_each_round():
+    hosts = tuple(f"{name}:1" for name in "abcdefgh")
+    driver = Driver(refuse, hosts=hosts, host_order="shuffled", connection_attempts=3)
+    driver.fails()
+    rounds = [driver.opened()[start : start + 8] for start in (0, 8, 16)]
+    assert len({tuple(each) for each in rounds}) > 1
+    assert {frozenset(each) for each in rounds} == {frozenset(rounds[0])}
 
 
 def test_a_busy_broker_is_given_a_longer_pause_at_once():

@@ -222,6 +222,8 @@ def test_environment_is_not_read_by_the_constructor(monkeypatch):
         ("socket_timeout", 0),
         ("stack_timeout", float("inf")),
         ("connect_deadline", 0),
+        ("host_order", "random"),
+        ("host_order", None),
         ("connect_deadline", None),
         ("blocked_connection_timeout", float("nan")),
         ("channel_max", 65536),
@@ -441,6 +443,7 @@ def all_settings(draw):
         connection_name=draw(st.none() | names),
         client_properties=draw(st.dictionaries(names, json_values, max_size=3)),
         tcp_options=draw(st.dictionaries(st.just("TCP_KEEPIDLE"), st.integers(0, 99))),
+        host_order=draw(st.sampled_from(("given", "shuffled"))),
         tls=draw(st.none() | tls_settings),
     )
 
