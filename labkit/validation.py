@@ -34,7 +34,7 @@ from labkit.values import (
 __all__ = ["check_type", "checked_name", "checked_number", "checked_prefetch", "show"]  # they were here once
 
 SECONDS_MAX = 10.0**9  # some thirty years, as for the arguments of calls
-SECRET_FIELDS = frozenset({"password", "key_password", "cert_data"})
+SECRET_FIELDS = frozenset({"password", "key_password", "cert_data", "credentials"})
 TCP_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 # What everybody types, and what is too far from the field's name for difflib.
 SPOKEN = {

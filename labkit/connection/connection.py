@@ -25,20 +25,28 @@ from labkit.connection.role import Role
 from labkit.connection.states import State
 from labkit.connection.topology_record import TopologyRecord
 from labkit.connector.tls_session import TlsSession
-from labkit.errors import DeadlineExceeded, LabkitError
+from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, NotConnected, describe
 from labkit.events import Dispatcher, Listener
 from labkit.retry import Backoff
 from labkit.settings.settings import BrokerSettings, checked_settings
-from labkit.values import check_type, checked_flag, checked_number
+from labkit.values import check_type, checked_flag, checked_name, checked_number
 from labkit.watched import Watched
 
 LOGGER = logging.getLogger(__name__)
 RETRY_REFUSED = 60.0  # seconds: a password that is being rotated, a virtual host that is being imported
 CHANNEL_TIMEOUT = 10.0  # seconds to open a channel
+SECRET_TIMEOUT = 10.0  # seconds for the broker to take a new secret
 CLOSE_TIMEOUT = 5.0  # seconds for the broker's close handshake
 ABORT_TIMEOUT = 1.0  # seconds for a turn on the I/O thread
 DROP_TIMEOUT = 1.0  # seconds beyond its deadline until close() gives up on a loop that drops no socket
 EXIT_TIMEOUT = 1.5  # seconds for all connections together when the interpreter ends; 2 are promised
+
+
+@dataclass(slots=True)
+class Present:
+    """What the next attempt connects with: recovery reads it here, and so does not keep the connection alive."""
+
+    settings: BrokerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +140,7 @@ class Connection:
     ) -> None:
         checked_settings(settings)
         check_type("backoff", backoff, Backoff)
-        self.settings = settings
+        self._present = Present(settings)
         self.backoff = backoff
         self.recovery = recovery if isinstance(recovery, bool) else float(checked_number("recovery", recovery))
         self.retry_refused = float(checked_number("retry_refused", retry_refused))
@@ -149,6 +157,11 @@ class Connection:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
         self.close()  # raises nothing for a dead link, so the body's own exception survives
+
+    @property
+    def settings(self) -> BrokerSettings:
+        """What the next attempt connects with: as given, with the secret of the last :meth:`update_secret`."""
+        return self._present.settings
 
     @property
     def state(self) -> State:
@@ -243,6 +256,40 @@ class Connection:
         finally:
             self._life.mailbox.flush_by(ends)
 
+    def update_secret(self, secret: str, reason: str = "", *, timeout: float = SECRET_TIMEOUT) -> None:
+        """Log in with *secret* from now on: an OAuth 2 token, for example, before the present one expires.
+
+        An open link is told (AMQP's connection.update-secret, an extension of RabbitMQ's), so that it lives on; each
+        later one is opened with it, unless the settings have ``credentials``, which are asked then. Where no link is
+        open nothing is sent. RabbitMQ takes the secret of a user with a password without a look at it: a wrong one
+        shows at the next login.
+
+        Args:
+            secret: The new password or token. Nothing shows it.
+            reason: Why, for the broker: up to 255 bytes.
+            timeout: Seconds for the broker's answer. The secret is kept also if there is none.
+
+        Raises:
+            NotConnected: the link ended before the broker had answered: it may have refused the secret (530).
+            DeadlineExceeded: no answer within *timeout* seconds.
+            ConfigurationError: an invalid argument.
+        """
+        self._may_wait()
+        checked_number("timeout", timeout)
+        if reason != "":
+            checked_name("reason", reason)
+        self._present.settings = self.settings.replace(password=_checked_secret(secret))
+        link, waiter = self._life.link, PendingCall()
+        if link is None or not self.is_open:
+            return
+        self._io.post(lambda: link.update_secret(secret, reason, waiter))
+        if not waiter.wait(timeout):
+            raise DeadlineExceeded(f"update_secret: no answer within {timeout:g} s", deadline=timeout)
+        try:
+            waiter.result()
+        except Exception as exc:
+            raise NotConnected(f"update_secret: the link ended first: {describe(exc)}", reason=exc) from exc
+
     def wait_for(self, state: State, *, timeout: float) -> None:
         """Return when it is, or has been meanwhile, in *state*.
 
@@ -333,23 +380,31 @@ class Connection:
         return TopologyRecord()
 
     def _new_life(self) -> Lifecycle:
-        settings, retry_refused = self.settings, self.retry_refused
+        present, retry_refused = self._present, self.retry_refused
         backoff = self.backoff if self._gives_up else replace(self.backoff, attempts=None)
         deadline = None if isinstance(self.recovery, bool) else self.recovery
 
         def recover(life: Lifecycle, task: ConnectTask, failures: int) -> None:
-            start_recovery(life, task, settings, backoff, failures, deadline, retry_refused)
+            start_recovery(life, task, present.settings, backoff, failures, deadline, retry_refused)
 
         return Lifecycle(
             self._io,
             self,
-            name=settings.connection_name,
+            name=self.settings.connection_name,
             topology=self._new_record(),
             events=self.events,
             recovers=self.recovery is not False,
             start_recovery=recover,
             advice=self._advice,
         )
+
+
+def _checked_secret(secret: object) -> str:
+    if isinstance(secret, str) and secret:
+        return secret
+    what = "empty text" if secret == "" else f"a {type(secret).__name__}"
+    allowed = "text that is not empty"
+    raise ConfigurationError(f"secret: {what} is not allowed; allowed: {allowed}", field="secret", allowed=allowed)
 
 
 _ALL: weakref.WeakSet[Connection] = weakref.WeakSet()

@@ -97,6 +97,7 @@ class Link:
     Attributes:
         generation: Which of the owner's links it is, from 1.
         on_loss: Who waits for something on it, and gets the error if it ends first.
+        asked: Who waits for the broker's word on a new secret, likewise.
         giving_back: Channels that this side has closed, and whose messages may not be in their queues again yet.
         in_hand: What was begun on it and not answered when it ended, for ``labkit.connection.blame``; the channels say
             so.
@@ -108,6 +109,7 @@ class Link:
         self.io = io
         self.generation = 0
         self.on_loss: PendingCall | None = None
+        self.asked: set[PendingCall] = set()
         self.reason: BaseException | None = None
         self.is_open = False
         self.is_blocked = False
@@ -176,6 +178,19 @@ class Link:
             limit = self._watchdog.limit
             self.retire(px.AMQPHeartbeatTimeout(f"nothing was received for {limit:g} s (2 x heartbeat)"))
 
+    def update_secret(self, secret: str, reason: str, waiter: PendingCall) -> None:
+        """Give the broker a new secret, and settle *waiter* with its answer, or with what ended the link instead."""
+        if not self.is_open or self.connection is None:
+            waiter.settle(error=self.reason or px.ConnectionWrongStateError("the link is not open"))
+            return
+
+        def answered(_: Any) -> None:
+            self.asked.discard(waiter)
+            waiter.settle()
+
+        self.asked.add(waiter)
+        self.connection.update_secret(secret, reason, answered)
+
     def close(self, timeout: float, done: Callable[[bool], None]) -> None:
         """Ask the broker to close and call *done*: with True if it agreed, False if *timeout* seconds went by."""
         if self.connection is None or self.connection.is_closed:
@@ -242,7 +257,7 @@ class Link:
         reason = self.reason = px.ConnectionWrongStateError("made before a fork, and this is the child process")
         for channel in list(self.channels):
             channel.forget(reason)
-        for waiter in (self._waiter, self.on_loss):  # of a thread that was forked while it waited
+        for waiter in (self._waiter, self.on_loss, *self.asked):  # of a thread that was forked while it waited
             if waiter is not None:
                 waiter.settle(error=reason)
         return connection
@@ -324,7 +339,7 @@ class Link:
             self.reason = reason
         was_open, self.is_open = self.is_open, False
         self._end_channels(reason)
-        for waiter in (self._waiter, self.on_loss):
+        for waiter in (self._waiter, self.on_loss, *self.asked):
             if waiter is not None:
                 waiter.settle(error=reason)
         if was_open:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pika
 
-from labkit.connector.plan import Emitter, LookUp, Open, Plan, Probe, Step
+from labkit.connector.login import wait_for_credentials
+from labkit.connector.plan import AskLogin, Emitter, LookUp, Open, Plan, Probe, Step
 from labkit.connector.probe import probe
 from labkit.retry import Backoff, Clock, Stop
 from labkit.settings.settings import BrokerSettings
@@ -92,6 +93,8 @@ class Bringup:
 
     def _carry_out(self, step: Step) -> Any:
         match step:
+            case AskLogin(login, seconds):
+                return wait_for_credentials(login, seconds)
             case LookUp(host, port, seconds):
                 return resolve(host, port, timeout=seconds)
             case Open(parameters):

@@ -20,8 +20,9 @@ from pika.adapters.base_connection import BaseConnection, _StreamingProtocolShim
 from pika.adapters.utils import connection_workflow as workflow
 from pika.tcp_socket_opts import set_sock_opts
 
-from labkit.connector.blocking import Answer, addresses, look_up, no_answer
-from labkit.connector.plan import LookUp, Open, Plan, Probe, Step
+from labkit.connector.blocking import addresses, look_up, no_answer
+from labkit.connector.login import credentials, no_credentials
+from labkit.connector.plan import AskLogin, LookUp, Open, Plan, Probe, Step
 from labkit.connector.private_pika import DecodingConnection
 from labkit.connector.probe import probe
 from labkit.connector.tls_session import agreed
@@ -84,6 +85,8 @@ class CallbackConnector:
 
     def _take(self, step: Step) -> None:
         match step:
+            case AskLogin():
+                self._ask_login(step)
             case LookUp():
                 self._look_up(step)
             case Open(parameters):
@@ -93,20 +96,24 @@ class CallbackConnector:
             case _:
                 self._later(step.seconds, functools.partial(self._succeeded, None))
 
+    def _ask_login(self, step: AskLogin) -> None:
+        self._later(step.seconds, functools.partial(self._failed, no_credentials(step.seconds)))
+        step.login.ask(self._from_a_thread(lambda answer: self._take_answer(lambda: credentials(answer))))
+
     def _look_up(self, step: LookUp) -> None:
         self._name = step.host
         self._show(step.host, step.port)
         self._later(step.seconds, functools.partial(self._failed, no_answer(step.host, step.seconds)))
+        resolved = self._from_a_thread(lambda answer: self._take_answer(lambda: addresses(step.host, answer)))
+        look_up(step.host, step.port, resolved)
 
-        def resolved(answer: Answer) -> None:
-            try:
-                found = addresses(step.host, answer)
-            except OSError as exc:
-                self._failed(exc)
-            else:
-                self._succeeded(found)
-
-        look_up(step.host, step.port, self._from_a_thread(resolved))
+    def _take_answer(self, read: Callable[[], Any]) -> None:
+        try:
+            answer = read()
+        except Exception as exc:  # noqa: BLE001 - the plan judges it
+            self._failed(exc)
+        else:
+            self._succeeded(answer)
 
     def _open(self, parameters: pika.ConnectionParameters) -> None:
         patience = parameters.socket_timeout

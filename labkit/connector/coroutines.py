@@ -11,7 +11,8 @@ import pika.exceptions as px
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
 from labkit.connector.blocking import Answer, addresses, look_up, no_answer
-from labkit.connector.plan import Emitter, LookUp, Open, Plan, Probe, Step
+from labkit.connector.login import LogIn, credentials, no_credentials
+from labkit.connector.plan import AskLogin, Emitter, LookUp, Open, Plan, Probe, Step
 from labkit.connector.probe import probe
 from labkit.errors import ConnectError
 from labkit.settings.settings import BrokerSettings
@@ -52,6 +53,8 @@ class AsyncBringup:
 
     async def _carry_out(self, step: Step) -> Any:
         match step:
+            case AskLogin(login, seconds):
+                return await _log_in(login, seconds)
             case LookUp(host, port, seconds):
                 return await resolve(host, port, seconds)
             case Open(parameters):
@@ -82,6 +85,15 @@ async def resolve(host: str, port: int, seconds: float) -> list[str]:
     except TimeoutError as exc:
         raise no_answer(host, seconds) from exc
     return addresses(host, answer)
+
+
+async def _log_in(login: LogIn, seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            answer = await _off_the_loop(login.ask)
+    except TimeoutError as exc:
+        raise no_credentials(seconds) from exc
+    return credentials(answer)
 
 
 def _look(

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import pika
 
 from labkit.connector.failures import connect_error
+from labkit.connector.login import LogIn
 from labkit.connector.probe import ProbeOnce
 from labkit.errors import ConfigurationError, ConnectError, Kind, Verdict, classify, describe
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Event
@@ -33,6 +34,14 @@ LOGGER = logging.getLogger(__name__)
 SHORTEST_LIMIT = 0.001  # seconds; Pika refuses a limit of 0
 # Seconds between two logins that may be refused, and how many there may be: accounts are locked after some.
 REFUSED_PAUSE, REFUSED_TRIES = 5.0, 10
+
+
+@dataclass(frozen=True, slots=True)
+class AskLogin:
+    """Ask *login* for user name and password, within *seconds*: Pika's credentials, or an error of its own."""
+
+    login: LogIn
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ class Pause:
     seconds: float
 
 
-Step = LookUp | Open | Probe | Pause
+Step = AskLogin | LookUp | Open | Probe | Pause
 Steps = Generator[Step, Any, Any]
 
 
@@ -132,6 +141,7 @@ class Plan:
         self._retry_refused = retry_refused
         self._is_free = is_free
         self._refused_at: float | None = None  # the first refusal of those in a row
+        self._login = None if settings.credentials is None else LogIn(settings)
         self._probed = ProbeOnce()
         self._attempts = 0
         self._tried: list[str] = []
@@ -245,7 +255,7 @@ class Plan:
         if address not in self._tried:
             self._tried.append(address)
         try:
-            connection = yield from self._every_address(parameters, limit)
+            connection = yield from self._host(parameters, limit)
         except Exception as exc:
             self._failed = AttemptFailed(attempt=self._attempts, error=exc, **place)
             level = logging.INFO if classify(exc).kind is Kind.ASKED_FOR else logging.WARNING
@@ -255,8 +265,17 @@ class Plan:
         self._events.emit(ConnectionOpened(attempts=self._attempts, seconds=seconds, **place))
         return connection
 
-    def _every_address(self, parameters: pika.ConnectionParameters, limit: float) -> Steps:
+    def _host(self, parameters: pika.ConnectionParameters, limit: float) -> Steps:
         ends = self._clock.now() + limit
+        if (
+            self._login is not None
+        ):  # afresh for each attempt: a password that was rotated meanwhile is used by the next
+            parameters = copy.copy(parameters)
+            parameters.credentials = yield AskLogin(self._login, limit)
+        return (yield from self._every_address(parameters, ends))
+
+    def _every_address(self, parameters: pika.ConnectionParameters, ends: float) -> Steps:
+        limit = max(SHORTEST_LIMIT, ends - self._clock.now())
         patience = min(limit, parameters.socket_timeout or limit)
         addresses: Sequence[str] = yield LookUp(parameters.host, parameters.port, patience)
         for index, address in enumerate(addresses):
@@ -323,14 +342,14 @@ class Hosts:
 
     def __init__(self, settings: BrokerSettings, *, is_again: bool = False) -> None:
         self._settings = settings
-        self._fresh = None if is_again else settings.to_pika()
+        self._fresh = None if is_again else settings.to_pika(ask=False)
         self._refused: set[tuple[str, int]] = set()
         self._failure: Exception | None = None
 
     @property
     def first(self) -> pika.ConnectionParameters:
         """The host that the first round begins with."""
-        return (self._fresh or self._settings.to_pika())[0]
+        return (self._fresh or self._settings.to_pika(ask=False))[0]
 
     @property
     def failure(self) -> Exception:
@@ -365,7 +384,7 @@ class Hosts:
 
     def _read_again(self) -> list[pika.ConnectionParameters]:
         try:
-            return self._settings.to_pika()
+            return self._settings.to_pika(ask=False)
         except ConfigurationError as exc:
             raise OSError(f"not usable at the moment: {exc}") from exc
 

@@ -4,6 +4,7 @@ Knows Pika's parameter class and nothing of sockets. Secrets are masked wherever
 Only :meth:`BrokerSettings.from_env` reads the environment.
 """
 
+import inspect
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from labkit.settings.urls import UrlParts, format_url, join_address, parse_url, 
 from labkit.validation import (
     SECRET_FIELDS,
     Count,
+    Name,
     Seconds,
     Secret,
     Settings,
@@ -31,9 +33,10 @@ from labkit.validation import (
     Table,
     TcpTable,
     nearest,
+    plain_text,
     unknown_name,
 )
-from labkit.values import CARRIED, FrozenMapping, show
+from labkit.values import CARRIED, FrozenMapping, short_string, show
 from labkit.version import __version__
 
 __all__ = ["BrokerSettings", "TlsSettings"]
@@ -65,6 +68,8 @@ SWITCH_ON, SWITCH_OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 NOT_SETTINGS = ("BROKER", "REQUIRE")  # the bench's and the tests' own variables
 
 HeartbeatFunction = Callable[[Any, int], int]
+CredentialsFunction = Callable[[], tuple[str, str]]
+LOGIN = "a function without arguments that returns (user name, password)"
 
 
 class BrokerSettings(Settings):
@@ -72,6 +77,11 @@ class BrokerSettings(Settings):
 
     Immutable; equal and hashed by all fields (Pika's own parameters compare host and port only); safe to share
     between threads and connections. Change one with :meth:`replace`, which validates again.
+
+    With *credentials*, each attempt to connect asks that function for its user name and password, so an attempt after
+    a rotation uses the new ones. The function is called on a thread of its own, and may wait: for as long as the
+    attempt may take, its host's share of ``connect_deadline``. If it raises, or does not return in time, the attempt
+    has failed, and is tried again like one that nobody answered. Nothing shows what it returns.
 
     Raises:
         ConfigurationError: a keyword is unknown or a value cannot be. It names the field, what is allowed, and
@@ -85,6 +95,9 @@ class BrokerSettings(Settings):
     virtual_host: ShortText = Field("/", description="a name of 1 to 255 bytes, such as '/'")
     username: ShortText = Field("guest", description="text of 1 to 255 bytes")
     password: Secret = Field(SecretStr("guest"), description="text without a zero byte")
+    credentials: CredentialsFunction | None = Field(
+        None, description=f"{LOGIN}, asked at each attempt; None: username and password"
+    )
     auth_mechanism: Literal["PLAIN", "EXTERNAL"] = Field(
         "PLAIN", description="'PLAIN': user name and password; 'EXTERNAL': the client certificate says who we are"
     )
@@ -152,6 +165,13 @@ class BrokerSettings(Settings):
             raise ValueError("one of them is not text")
         return tuple(join_address(*split_address(each.strip())) for each in value)
 
+    @field_validator("credentials", mode="after")
+    @classmethod
+    def _called_and_not_awaited(cls, value: Any) -> Any:
+        if inspect.iscoroutinefunction(value):
+            raise ValueError("a coroutine function")
+        return value
+
     @field_validator("tls", mode="before")
     @classmethod
     def _tls_from_a_mapping(cls, value: Any) -> Any:
@@ -169,6 +189,11 @@ class BrokerSettings(Settings):
 
     @model_validator(mode="after")
     def _external_needs_a_certificate(self) -> Self:
+        if self.auth_mechanism == "EXTERNAL" and self.credentials is not None:
+            allowed = "None with auth_mechanism='EXTERNAL': the client certificate says who we are"
+            raise ConfigurationError(
+                f"credentials: a function is not allowed here; allowed: {allowed}", field="credentials", allowed=allowed
+            )
         if self.auth_mechanism == "EXTERNAL" and not self.shows_certificate:
             allowed = "'EXTERNAL' with a TlsSettings that has a client certificate (cert_file)"
             raise ConfigurationError(
@@ -301,23 +326,49 @@ class BrokerSettings(Settings):
         )
         return format_url(parts)
 
-    def to_pika(self) -> list[pika.ConnectionParameters]:
+    def ask_credentials(self) -> pika.PlainCredentials:
+        """Return what ``credentials`` returns now, as Pika takes it; without that, ``username`` and ``password``.
+
+        Raises:
+            OSError: the function raised something; it may not the next time.
+            ConfigurationError: what it returned is no user name and password.
+        """
+        if self.credentials is None:
+            return pika.PlainCredentials(self.username, self.password.get_secret_value())
+        try:
+            answer = self.credentials()
+        except Exception as exc:
+            raise OSError(f"credentials: the function raised {type(exc).__name__}") from exc
+        if not _is_login(answer):
+            raise ConfigurationError(
+                f"BrokerSettings.credentials: what the function returned (not shown) is not allowed; allowed: {LOGIN}",
+                field="credentials",
+                allowed=LOGIN,
+            )
+        return pika.PlainCredentials(*answer)
+
+    def to_pika(self, *, ask: bool = True) -> list[pika.ConnectionParameters]:
         """Return Pika's parameters, one object a host, in order; the TLS context is one for all.
+
+        Args:
+            ask: Whether to call ``credentials``, once. False: ``username`` and ``password`` instead.
 
         ``client_properties`` holds product, version, platform and the connection's name, and always Pika's full
         set of capabilities.
 
         Raises:
             ConfigurationError: a TLS file cannot be read or used, or the kernel refuses one of ``tcp_options``.
+            OSError: ``credentials`` raised something.
         """
         check_tcp_options(self.tcp_options)
+        login = self._login(ask=ask)
         context = None if self.tls is None else self.tls.make_context()
         return [
             pika.ConnectionParameters(
                 host=host,
                 port=port,
                 virtual_host=self.virtual_host,
-                credentials=self._credentials(),
+                credentials=login,
                 heartbeat=self.heartbeat,
                 blocked_connection_timeout=self.blocked_connection_timeout,
                 connection_attempts=self.connection_attempts,
@@ -336,9 +387,11 @@ class BrokerSettings(Settings):
             for host, port in self.addresses
         ]
 
-    def _credentials(self) -> Any:
+    def _login(self, *, ask: bool) -> Any:
         if self.auth_mechanism == "EXTERNAL":
             return ExternalCredentials()
+        if ask:
+            return self.ask_credentials()
         return pika.PlainCredentials(self.username, self.password.get_secret_value())
 
     def _properties(self) -> dict[str, Any]:
@@ -383,8 +436,21 @@ class BrokerSettings(Settings):
         for name, value in super().__repr_args__():
             if name == "hosts":
                 yield name, tuple(host for host, _ in self._named())
+            elif name == "credentials" and value is not None:
+                yield name, Name("...")  # a partial, or a method, would show what it holds
             elif name not in ("host", "port", "virtual_host"):
                 yield name, value
+
+
+def _is_login(answer: Any) -> bool:
+    if not isinstance(answer, tuple | list) or len(answer) != 2 or not all(isinstance(each, str) for each in answer):
+        return False
+    try:
+        short_string(answer[0])
+        plain_text(answer[1])
+    except ValueError:
+        return False
+    return True
 
 
 def checked_settings(value: object, name: str = "settings", allowed: str = "BrokerSettings") -> BrokerSettings:

@@ -251,7 +251,7 @@ def test_a_tls_file_that_cannot_be_read_in_a_later_round_costs_that_round(monkey
     driver = Driver(refuse, connection_attempts=3)
     rounds = iter([ConfigurationError("half a file"), driver.plan.hosts._settings.to_pika()])
 
-    def to_pika(_):
+    def to_pika(_, *, ask):
         told = next(rounds)
         if isinstance(told, Exception):
             raise told

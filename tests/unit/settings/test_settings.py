@@ -138,7 +138,7 @@ def test_insecure_warns_each_time_a_context_is_made():
 def test_external_login_sends_no_password_and_needs_a_client_certificate():
     tls = TlsSettings(cert_data="PEM")
     settings = BrokerSettings(tls=tls, auth_mechanism="EXTERNAL")
-    assert type(settings._credentials()).__name__ == "ExternalCredentials"
+    assert type(settings._login(ask=True)).__name__ == "ExternalCredentials"
     assert BrokerSettings.from_url(settings.to_url(mask=False)) == settings
     for without in (None, TlsSettings()):
         error = refused(BrokerSettings, tls=without, auth_mechanism="EXTERNAL")
