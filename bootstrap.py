@@ -2,7 +2,7 @@
 
     python3 bootstrap.py lab      a learner's bench: broker, notebooks, JupyterLab
     python3 bootstrap.py test     everything CI proves, on a broker of its own
-    python3 bootstrap.py check    format, lint, types, unit tests; no broker
+    python3 bootstrap.py check    format, lint, types, unit tests but for the slow ones; no broker
     python3 bootstrap.py soak     full counts on every broker version that is here
     python3 bootstrap.py clean    end this checkout's brokers, remove .venv, .lab and caches
 
@@ -403,13 +403,14 @@ def once_more(words, failed):
     return alone + ["--last-failed", "--last-failed-no-failures", "none"]
 
 
-def check_stages():
+def check_stages(*, whole):
     # Fast things first: a typo should not wait for the types.
+    chosen = [] if whole else ["-m", "not soak and not slow"]
     return [
         ("format", [BIN / "ruff", "format", "--check", "."]),
         ("lint", [BIN / "ruff", "check", "."]),
         ("types", [PYTHON, "-m", "mypy"]),
-        ("unit", [PYTHON, "-m", "pytest", "-q", "-n2", "tests/unit"]),
+        ("unit", [PYTHON, "-m", "pytest", "-q", "-n2", *chosen, "tests/unit"]),
     ]
 
 
@@ -423,7 +424,7 @@ def main():
     preflight(command)
     if command == "check":
         make_venv()
-        return run_stages(check_stages())
+        return run_stages(check_stages(whole=False))
     unpacking = begin_to_unpack()
     try:
         make_venv()
@@ -441,7 +442,7 @@ def main():
         return run_stages([("soak", [*pytest, "-m", "soak", "tests", *rest])])
     return run_stages(
         [
-            *check_stages(),
+            *check_stages(whole=True),
             ("rules", [*pytest, "tests/test_notebook_rules.py", "tests/test_terms.py"]),
             ("broker", [*pytest, "-n3", *ONE_BY_ONE, "tests/broker", *rest]),
             ("lab", [*pytest, "-n2", *ONE_BY_ONE, "tests/lab", *rest]),

@@ -5,7 +5,7 @@ import time
 
 import pika.exceptions
 
-from labkit.brokers import ready
+from labkit.brokers.handshake import CONNECT_ERRORS, Handshake
 from labkit.brokers.management import Management
 from labkit.errors import BrokerError
 from labkit.settings.settings import BrokerSettings
@@ -28,11 +28,11 @@ def prove(settings: BrokerSettings, api: Management) -> None:
     page = api.get("overview") or {}
     name = f"labkit-proof-{secrets.token_hex(8)}"
     try:
-        link = ready.connect(settings.replace(connection_name=name, client_properties={}), HANDSHAKE_TIMEOUT)
-    except ready.CONNECT_ERRORS as error:
+        link = Handshake(settings.replace(connection_name=name, client_properties={}), HANDSHAKE_TIMEOUT)
+    except CONNECT_ERRORS as error:
         raise BrokerError(f"no connection to {settings.to_url()}: {type(error).__name__} {error}".rstrip()) from error
     try:
-        greeted = _text(link._impl.server_properties.get("cluster_name"))
+        greeted = _text(link.server_properties.get("cluster_name"))
         if greeted != page.get("cluster_name"):
             raise BrokerError(
                 f"{settings.to_url()} is cluster {greeted!r}, and the management page at {api.url} is that of "
@@ -45,12 +45,11 @@ def prove(settings: BrokerSettings, api: Management) -> None:
                     f"a connection to {settings.to_url()} is not shown by the management page at {api.url} within "
                     f"{SHOWN_WITHIN:g} s, so they are not one broker: nothing was changed; {REMEDY}"
                 )
-            link.sleep(POLL)
+            link.wait(POLL)
     except pika.exceptions.AMQPError as error:
         raise BrokerError(f"the connection to {settings.to_url()} was lost: {type(error).__name__}") from error
     finally:
-        if link.is_open:
-            link.close()
+        link.close()
 
 
 def _shown(api: Management) -> set[str]:

@@ -4,16 +4,11 @@ import socket
 import time
 from collections.abc import Callable
 
-import pika
-import pika.exceptions
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
-
+from labkit.brokers.handshake import CONNECT_ERRORS, Handshake
 from labkit.errors import BrokerError
 from labkit.settings.settings import BrokerSettings
 
 POLL = 0.05  # seconds
-# The second is outside Pika's tree; ValueError: a host name that cannot be looked up, a peer that hung up at once.
-CONNECT_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, OSError, ValueError)
 SILENCE = 0.15  # seconds: a broker waits for us to speak first, a proxy without one hangs up
 
 
@@ -74,20 +69,7 @@ def listens(host: str, port: int, timeout: float = 2.0) -> bool:
 def handshake(settings: BrokerSettings, timeout: float) -> str | None:
     """Open one connection and close it; return None when that worked, else what went wrong."""
     try:
-        connect(settings, timeout).close()
+        Handshake(settings, timeout).close()
     except CONNECT_ERRORS as error:
         return f"{type(error).__name__}: {error}".rstrip(": ")
     return None
-
-
-def connect(settings: BrokerSettings, timeout: float) -> pika.BlockingConnection:
-    """Open one connection, to the first of the hosts that lets us in; each has *timeout* seconds.
-
-    Raises:
-        CONNECT_ERRORS: none did.
-    """
-    parameters = settings.to_pika()
-    for each in parameters:
-        each.socket_timeout = each.stack_timeout = each.blocked_connection_timeout = timeout
-        each.connection_attempts = 1
-    return pika.BlockingConnection(parameters)  # labkit: ignore[deprecated-adapter]

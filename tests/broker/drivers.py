@@ -72,7 +72,7 @@ def ask(driver, settings, *, cancel_after=None, names=None, on_event=None):
         "error": error and type(error).__name__,
         "is_told_in_family": error is None or isinstance(error, px.AMQPError | LabkitError | asyncio.CancelledError),
         "kind": error and classify(error).kind.name,
-        "cause": error and type(root_cause(getattr(error, "__cause__", None) or error)).__name__,
+        "cause": error and type(root_cause(error.__cause__ if is_ours(error) else error)).__name__,
         "given_up": given_up and type(given_up[0]).__name__,
         "told_after": seconds,
         "returned_after": returned,
@@ -88,6 +88,11 @@ def _facts(event):
     number = event.attempt if hasattr(event, "attempt") else event.attempts
     where = [getattr(event, "host", None), getattr(event, "port", None)]
     return [name, *where, number, getattr(event, "next_delay", None), error and classify(error).kind.name]
+
+
+def is_ours(error):
+    """Whether labkit made it from another; Pika's of 1.5 have causes of their own."""
+    return isinstance(error, LabkitError) and error.__cause__ is not None
 
 
 def ask_all(settings, drivers=ALL, **options):

@@ -150,6 +150,7 @@ def models(draw):
     return make, draw(st.dictionaries(names, odd_values(), max_size=4))
 
 
+@pytest.mark.slow
 @given(argument=st.sampled_from(EVERY_ARGUMENT), value=odd_values())
 @examples(max_examples=600, suppress_health_check=list(HealthCheck))
 def test_any_value_for_any_argument_is_taken_or_refused(argument, value):

@@ -293,6 +293,7 @@ def wheel(folder, name, text):
     return f"{name}==1.0 --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="the scripts of a virtual environment lie elsewhere")
 @pytest.mark.parametrize("uv", ["that works", "that cannot be had", "that fails", "that cannot be run"])
 def test_packages_come_from_the_index_that_pip_is_configured_for_by_uv_or_by_pip_and_only_with_their_hashes(
@@ -426,6 +427,7 @@ def test_that_passes(): pass
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ci", ["true", ""])
 def test_a_failure_that_passes_the_second_time_is_listed_and_said_to_be_one_in_ci_and_fails_elsewhere(
     bootstrap, monkeypatch, tmp_path, capfd, ci

@@ -53,7 +53,7 @@ MAY_IMPORT = {  # each part, and the other parts that it may import
     "cli": VOCABULARY | {"lab"},
 }
 MAY_IMPORT_PIKA = {
-    "brokers": ["proof", "ready"],
+    "brokers": ["handshake", "proof"],
     "connection": [
         "blame",
         "channel_confirms",

@@ -42,6 +42,7 @@ def test_import_needs_no_broker_widget_or_event_loop_package():
     assert (done.stdout.strip(), done.stderr) == ("[] False", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wire", "brokers", "trials", "diagnosis"])
 def test_an_instrument_needs_neither_jupyter_nor_the_command_nor_the_classroom(name):
     classroom = ["IPython", "ipykernel", "ipywidgets", "jupyterlab", "nbclient", "nbformat", "rich", "typer"]
@@ -53,6 +54,7 @@ def test_an_instrument_needs_neither_jupyter_nor_the_command_nor_the_classroom(n
     assert (done.stdout.strip(), done.stderr) == ("False True", "")
 
 
+@pytest.mark.slow
 def test_the_command_waits_for_no_package_that_only_its_work_on_notebooks_needs():
     code = (
         "import sys, labkit.lab.commands; print([name for name in ('nbformat', 'jsonschema') if name in sys.modules])"

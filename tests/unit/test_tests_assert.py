@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 ASSERTS = {  # by others' names: pytest's, Playwright's, Hypothesis's
     "raises",
     "warns",
@@ -20,7 +20,7 @@ def can_fail(node, names):
     for each in ast.walk(node):
         if isinstance(each, ast.Assert | ast.Raise):
             return True
-        if isinstance(each, ast.Call) and ast.unparse(each.func).rpartition(".")[2] in names:
+        if isinstance(each, ast.Call) and getattr(each.func, "attr", getattr(each.func, "id", "")) in names:
             return True
     return False
 
@@ -28,11 +28,13 @@ def can_fail(node, names):
 def without_an_assertion(trees):
     """Return the tests that neither assert nor call a helper of the tests that does, directly or not."""
     names, more = set(ASSERTS), True
-    nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
+    named = (*FUNCTIONS, ast.ClassDef)
+    nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, named)]
     while more:
         found = set()
         for _, node in nodes:
-            if isinstance(node, FUNCTIONS) and not node.name.startswith("test_") and can_fail(node, names):
+            is_helper = isinstance(node, FUNCTIONS) and not node.name.startswith("test_")
+            if is_helper and node.name not in names and can_fail(node, names):
                 found.add(node.name)
             if isinstance(node, ast.ClassDef):
                 special = [each for each in node.body if isinstance(each, FUNCTIONS) and each.name.startswith("__")]

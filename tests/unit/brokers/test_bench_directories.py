@@ -327,6 +327,7 @@ def test_a_signal_reaches_the_benchs_own_process_only(bystander, node) -> None:
     assert node.wait(10) == -9
 
 
+@pytest.mark.slow
 def test_down_does_not_kill_the_process_that_a_state_file_names(tmp_path: Path, record: Record, bystander) -> None:
     place = homes.claim(tmp_path / "bench")
     born = processes.identity(bystander.pid)

@@ -200,6 +200,7 @@ def test_an_unknown_flaw_is_refused_with_those_there_are(shelf: LabCertificates)
         shelf.server("revoked")
 
 
+@pytest.mark.slow
 def test_two_processes_that_begin_at_once_agree_on_one_authority(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from labkit.brokers.certificates import LabCertificates\n"

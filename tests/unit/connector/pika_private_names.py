@@ -91,10 +91,10 @@ NEEDED = (
     Needed(
         _BLOCKING,
         "_impl",
-        ("connector/private_pika", "direct/sync_link", "connector/abandon", "factory", "brokers/proof"),
+        ("connector/private_pika", "direct/sync_link", "connector/abandon", "factory"),
         "No time limit for a BlockingConnection's calls, no way to end it; nobody could say how long its broker's "
         "certificate holds; an alarm would be heard of only once the publish that it holds up has ended: the public "
-        "callbacks run in process_data_events(). The bench could not ask a broker by URL for its cluster's name.",
+        "callbacks run in process_data_events().",
     ),
     Needed(
         "pika.adapters.twisted_connection:TwistedProtocolConnection",

@@ -38,6 +38,7 @@ def answers(kind):
     return said, f"no answer; the process ended with {done.returncode}: {done.stderr}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [each.__name__ for each in QUESTIONS])
 @pytest.mark.parametrize("kind", ["libev", "pika"])
 def test_what_pika_asks_of_a_loop_is_answered_as_pikas_own_does(kind, question):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from labkit.errors import LabkitError
 from tests.unit.pool.still_pool import adds_up, still_pool, threaded_pool
 from tests.unit.striking import StrikeAt, files_of
@@ -94,6 +96,7 @@ def test_checkout_and_checkin_interrupted_anywhere_lose_nothing_once_the_lease_i
         nothing_is_lost(pool)
 
 
+@pytest.mark.slow
 def test_wait_in_the_line_interrupted_anywhere_leaves_the_line_whole():
     def scenario(pool):
         with pool.connection(), pool.connection(), contextlib.suppress(LabkitError):

@@ -250,5 +250,5 @@ QUICK = settings(
     database=None,
     phases=[Phase.generate],
 )
-TestPool = PoolMachine.TestCase
+TestPool = pytest.mark.slow(PoolMachine.TestCase)
 TestPool.settings = QUICK
