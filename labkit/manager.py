@@ -17,6 +17,7 @@ from labkit.concurrency.guard import guard
 from labkit.connection.channel import Channel
 from labkit.connection.connection import CHANNEL_TIMEOUT, RETRY_REFUSED, Connection
 from labkit.connection.states import State
+from labkit.connection.topology_record import Topology
 from labkit.content.failed_deliveries import OnError
 from labkit.content.sendable import check_route
 from labkit.event_log import log_event
@@ -61,6 +62,7 @@ class ConnectionManager:
             :meth:`ensure_connection`. Nobody would ask for the consuming one, so that goes on.
         retry_refused: Seconds for which recovery tries again when the login is refused; see :class:`Connection`. After
             that both connections are given up, until somebody calls :meth:`ensure_connection`.
+        topology: What of that which :meth:`channel` declares is declared again; see :class:`Connection`.
         listeners: Functions that are called with every event of both connections.
 
     Raises:
@@ -75,10 +77,12 @@ class ConnectionManager:
         prefetch: int = 10,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         retry_refused: float = RETRY_REFUSED,
+        topology: Topology = "all",
         listeners: Iterable[Listener] = (),
     ) -> None:
         self.settings = checked_settings(settings)
         self._retry_refused = retry_refused
+        self._topology = topology
         self._max_in_flight = max_in_flight
         self._prefetch = checked_prefetch(prefetch)
         self._backoff = backoff
@@ -402,6 +406,7 @@ class ConnectionManager:
                 backoff=self._backoff,
                 recovery=True,
                 retry_refused=self._retry_refused,
+                topology=self._topology,
                 listeners=self._listeners,
             )
             for kind, role in ((ManagedConnection, "publishing"), (ConsumingConnection, "consuming"))

@@ -17,7 +17,7 @@ from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.io_thread import CLAIMED_MAX, IoThread
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link
-from labkit.connection.topology_record import place_of
+from labkit.connection.topology_record import Keeps, place_of
 from labkit.connection.topology_replay import STEP_PAUSE, entity_name, look
 from labkit.content.delivery import Delivery
 from labkit.content.sendable import frame_max_of, written_arguments
@@ -47,6 +47,7 @@ class ChannelOwner(Protocol):
     """What a channel needs of its connection; in a child process the lifecycle is another one."""
 
     recovery: bool | float
+    _keeps: Keeps
     _life: Lifecycle
     _io: IoThread
 
@@ -327,7 +328,7 @@ class Channel:
     def _noting(self, what: Queue | Exchange | Binding) -> Answered:
         """Return what takes note, with the answer, that *what* is there, and is to be there on the next link."""
         life, topology = self._connection._life, self._topology  # not self, as in publish()
-        if self._connection.recovery is False:  # nobody declares it again
+        if self._connection.recovery is False or not self._connection._keeps(what):  # nobody declares it again
             return _ignore
 
         def take_note(frame: Any) -> None:

@@ -23,7 +23,7 @@ from labkit.connection.link import Link
 from labkit.connection.opening import run_connect, start_recovery
 from labkit.connection.role import Role
 from labkit.connection.states import State
-from labkit.connection.topology_record import TopologyRecord
+from labkit.connection.topology_record import Topology, TopologyRecord, checked_topology
 from labkit.connector.tls_session import TlsSession
 from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, NotConnected, describe
 from labkit.events import Dispatcher, Listener
@@ -120,6 +120,10 @@ class Connection:
         retry_refused: Seconds for which recovery tries again when the login or the virtual host is refused: a password
             is being rotated, a virtual host imported. The pauses are 5 s at least, or a tenth of it if that is less, so
             that no more than ten logins are refused. 0: the first refusal ends recovery. :meth:`open` never retries.
+        topology: What of that which its channels declare is declared again after a loss: "all", "none" (somebody else
+            does it, or has no need), or a function of a Queue, an Exchange or a Binding that returns whether. It is
+            called before each is declared, by the thread that declares it; what it raises leaves ``declare()``.
+            What a :class:`labkit.Consumer` was given is the consumer's own, and is there again in any case.
         listeners: Functions that are called with every event, in order, on a thread of their own.
 
     Raises:
@@ -136,6 +140,7 @@ class Connection:
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         recovery: bool | float = False,
         retry_refused: float = RETRY_REFUSED,
+        topology: Topology = "all",
         listeners: Iterable[Listener] = (),
     ) -> None:
         checked_settings(settings)
@@ -144,6 +149,7 @@ class Connection:
         self.backoff = backoff
         self.recovery = recovery if isinstance(recovery, bool) else float(checked_number("recovery", recovery))
         self.retry_refused = float(checked_number("retry_refused", retry_refused))
+        self._keeps = checked_topology(topology)
         self.events = Dispatcher(listeners)
         self._io = io_thread.SHARED
         self._life = self._new_life()

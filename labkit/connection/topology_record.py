@@ -2,18 +2,34 @@
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from labkit.topology import Binding, Exchange, Queue
+from labkit.values import refused
 
 FORMER_MAX = 100  # names that a queue had after its first one, and before the present one, that are understood
 
 Entity = Exchange | Queue | Binding
 Step = tuple[Entity, str]  # what to declare, and its name now; "" for a binding
 Place = tuple[Literal["queue", "exchange"], str]  # what a binding may lead to
+Keeps = Callable[[Entity], bool]
+Topology = Literal["all", "none"] | Keeps
 E = TypeVar("E", bound=Entity)
+
+
+def checked_topology(value: Any) -> Keeps:
+    """Return what says of an entity whether it is to be kept.
+
+    Raises:
+        ConfigurationError: *value* is none of what a :class:`labkit.Connection` takes.
+    """
+    if callable(value):
+        return lambda entity: bool(value(entity))
+    if not isinstance(value, str) or value not in ("all", "none"):
+        raise refused("topology", value, "'all', 'none', or a function of a Queue, an Exchange or a Binding")
+    return lambda _: value == "all"
 
 
 @dataclass(eq=False, slots=True)

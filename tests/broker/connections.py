@@ -33,9 +33,11 @@ def connected(settings, *, backoff=BRISK, **options):
 
 
 @contextmanager
-def through_a_proxy(settings, *, heartbeat=2, recovery=False, backoff=BRISK, retry_refused=60.0, **changes):
+def through_a_proxy(
+    settings, *, heartbeat=2, recovery=False, backoff=BRISK, retry_refused=60.0, topology="all", **changes
+):
     """The same, with a proxy in between that can break the line."""
-    options = {"recovery": recovery, "backoff": backoff, "retry_refused": retry_refused}
+    options = {"recovery": recovery, "backoff": backoff, "retry_refused": retry_refused, "topology": topology}
     with (
         Proxy(settings) as proxy,
         connected(proxy.settings(heartbeat=heartbeat, **changes), **options) as (connection, timeline),

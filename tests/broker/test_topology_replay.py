@@ -73,6 +73,66 @@ def whole_after_cuts(settings, view, cuts):
     return seconds
 
 
+@pytest.mark.parametrize(
+    ("topology", "comes_back"),
+    [("all", {"work", "scratch"}), ("none", set()), (lambda what: getattr(what, "name", "") != "scratch", {"work"})],
+)
+def test_what_comes_back_is_what_the_connection_was_asked_to_keep(settings, topology, comes_back):
+    names = {"work", "scratch"}
+    with through_a_proxy(settings, recovery=True, topology=topology) as (proxy, connection, timeline):
+        channel = connection.channel()
+        for name in names:
+            channel.declare(Queue(name, exclusive=True))
+        cut(proxy, timeline)
+        assert {name for name in names if exists(settings, Queue(name, exclusive=True))} == comes_back
+
+
+def test_a_binding_is_kept_or_not_like_any_other(settings):
+    with through_a_proxy(settings, recovery=True, topology=lambda what: not isinstance(what, Binding)) as (
+        proxy,
+        connection,
+        timeline,
+    ):
+        channel = connection.channel()
+        queue = Queue("bound-once", exclusive=True)
+        for each in (queue, Binding("amq.fanout", "bound-once")):
+            channel.declare(each)
+        cut(proxy, timeline)
+        channel = connection.channel(confirm=True)
+        channel.publish("x", exchange="amq.fanout", routing_key="")
+        channel.publish("y", routing_key="bound-once")
+        assert channel.get("bound-once", auto_ack=True).body == b"y"
+
+
+def test_what_the_filter_raises_leaves_declare_and_nothing_is_declared(settings):
+    def filtered(_):
+        raise RuntimeError("not today")
+
+    with (
+        through_a_proxy(settings, recovery=True, topology=filtered) as (_, connection, _),
+        pytest.raises(RuntimeError, match="not today"),
+    ):
+        connection.channel().declare(Queue("never"))
+    assert not exists(settings, Queue("never"))
+
+
+def test_a_consumer_has_its_queue_again_on_a_connection_that_keeps_nothing(settings):
+    got = []
+
+    def handle(delivery):
+        got.append(delivery.body)
+        delivery.ack()
+
+    with (
+        through_a_proxy(settings, recovery=True, topology="none") as (proxy, connection, timeline),
+        Consumer(connection, Queue("own", exclusive=True), handle),
+        Publisher(connection) as publisher,
+    ):
+        cut(proxy, timeline)
+        publisher.publish("x", routing_key="own").result(20)
+        until(lambda: got == [b"x"])
+
+
 def test_one_that_is_refused_is_told_and_the_others_come_back(settings):
     with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
         channel = connection.channel()
