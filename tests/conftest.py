@@ -1,5 +1,6 @@
 """The shared test bench, for every test that needs a real RabbitMQ."""
 
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from labkit.brokers import Broker
 from labkit.brokers.certificates import LabCertificates
 from labkit.brokers.discovery import KINDS
 from labkit.brokers.home import project
+from labkit.connection import states
 from labkit.settings.settings import BrokerSettings
 from tests.view import View
 
@@ -62,6 +64,18 @@ def interrupts_may_hit_finalizers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sys, "unraisablehook", lambda what: None if what.exc_type is KeyboardInterrupt else report(what)
     )
+
+
+@pytest.fixture(autouse=True)
+def impossible_steps() -> Iterator[list[str]]:
+    """Every test fails on a step of a connection that its table of transitions does not have."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    states.LOGGER.addHandler(handler)
+    yield found
+    states.LOGGER.removeHandler(handler)
+    assert found == []
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A connection for every thread: opened, used, watched and closed from anywhere, with a deadline on every wait.
 
-What it does is in two places: ``labkit.connection.lifecycle`` (states and events, on the I/O thread) and
-``labkit.connection.opening``.
+What becomes of it is decided in ``labkit.connection.lifecycle``, on the I/O thread.
 """
 
 import atexit
@@ -18,9 +17,9 @@ from typing import Any, Self
 from labkit.concurrency.bell import PendingCall
 from labkit.connection import io_thread
 from labkit.connection.channel import Channel
-from labkit.connection.lifecycle import ConnectTask, Lifecycle
+from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link
-from labkit.connection.opening import run_connect, start_recovery
+from labkit.connection.opening import ConnectTask, Present, Recovery, run_connect
 from labkit.connection.role import Role
 from labkit.connection.states import State
 from labkit.connection.topology_record import Topology, TopologyRecord, checked_topology
@@ -36,17 +35,11 @@ LOGGER = logging.getLogger(__name__)
 RETRY_REFUSED = 60.0  # seconds: a password that is being rotated, a virtual host that is being imported
 CHANNEL_TIMEOUT = 10.0  # seconds to open a channel
 SECRET_TIMEOUT = 10.0  # seconds for the broker to take a new secret
+UNLIMITED = 1e9  # seconds: recovery without a time limit
 CLOSE_TIMEOUT = 5.0  # seconds for the broker's close handshake
 ABORT_TIMEOUT = 1.0  # seconds for a turn on the I/O thread
 DROP_TIMEOUT = 1.0  # seconds beyond its deadline until close() gives up on a loop that drops no socket
 EXIT_TIMEOUT = 1.5  # seconds for all connections together when the interpreter ends; 2 are promised
-
-
-@dataclass(slots=True)
-class Present:
-    """What the next attempt connects with: recovery reads it here, and so does not keep the connection alive."""
-
-    settings: BrokerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,21 +379,18 @@ class Connection:
         return TopologyRecord()
 
     def _new_life(self) -> Lifecycle:
-        present, retry_refused = self._present, self.retry_refused
-        backoff = self.backoff if self._gives_up else replace(self.backoff, attempts=None)
-        deadline = None if isinstance(self.recovery, bool) else self.recovery
-
-        def recover(life: Lifecycle, task: ConnectTask, failures: int) -> None:
-            start_recovery(life, task, present.settings, backoff, failures, deadline, retry_refused)
-
+        recovery = None
+        if self.recovery is not False:
+            backoff = self.backoff if self._gives_up else replace(self.backoff, attempts=None)
+            deadline = UNLIMITED if self.recovery is True else self.recovery
+            recovery = Recovery(self._present, backoff, deadline, self.retry_refused)
         return Lifecycle(
             self._io,
             self,
             name=self.settings.connection_name,
             topology=self._new_record(),
             events=self.events,
-            recovers=self.recovery is not False,
-            start_recovery=recover,
+            recovery=recovery,
             advice=self._advice,
         )
 

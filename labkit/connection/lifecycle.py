@@ -1,7 +1,9 @@
-"""The life of one ``labkit.Connection``: its states, and what each of them says. On the I/O thread.
+"""The life of one ``labkit.Connection``: its states, what follows each, and what each says. On the I/O thread.
 
-Every change of state happens there, one after the other, so that events are exact and in order. The threads of the
-user only ask (a function posted to the I/O thread) and wait (:meth:`Lifecycle.wait_for`).
+Opening, losing, waiting, recovering, closing: what follows is decided here, by the table in
+``labkit.connection.states``, and nowhere else. Every step is taken on the I/O thread, one after the other, so that
+events are exact and in order. Other threads only ask (a function posted to the I/O thread) and wait: the user's
+(:meth:`Lifecycle.wait_for`), and the one that brings a link up (``labkit.connection.opening``).
 """
 
 import dataclasses
@@ -9,17 +11,18 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import Callable
 
+import pika
 import pika.exceptions as px
 
-from labkit.concurrency.bell import Flag, PendingCall
+from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import Blame, kind_of_loss
 from labkit.connection.io_thread import IoThread
 from labkit.connection.link import Link
 from labkit.connection.mailbox import Mailbox
-from labkit.connection.role import Role, begin_restoring
-from labkit.connection.states import State, can_reach
+from labkit.connection.opening import ConnectTask, Recovery, start_recovery
+from labkit.connection.role import Role, Roles, begin_restoring
+from labkit.connection.states import TRANSITIONS, State, Trigger, after, can_reach
 from labkit.connection.topology_record import TopologyRecord
 from labkit.connection.topology_replay import TopologyRole
 from labkit.connector.facts import LinkFacts, Traffic
@@ -46,23 +49,6 @@ EVENTS_MAX = 10_000  # events that may wait for a slow listener
 SOURCES = itertools.count(1)  # a number for each connection of this process, for Event.source
 
 
-class ConnectTask:
-    """One bring-up under way: what ends it early, the link it is trying, and what it reported at its end."""
-
-    def __init__(self) -> None:
-        self.stop = Flag()
-        self.link: Link | None = None
-        self.opened: ConnectionOpened | None = None
-        self.replayed = 0
-        self.restored: list[Role] = []  # on that link, or being restored
-
-    def abort(self, reason: str) -> None:
-        """End it: no further attempt, and the running one fails now."""
-        self.stop.set()
-        if self.link is not None:
-            self.link.drop(px.ConnectionOpenAborted(reason))
-
-
 class Lifecycle:
     """States, links one after the other, roles, and who waits for what.
 
@@ -72,9 +58,7 @@ class Lifecycle:
         name: The connection's name, for the events.
         topology: What there is to declare; connections may share it.
         events: Who is told of them.
-        recovers: Whether a lost link is replaced.
-        start_recovery: Starts a thread that follows a new :class:`ConnectTask` after a pause; gets the number of
-            failures in a row so far.
+        recovery: How a lost link is replaced; None: it is not.
         advice: What to do when it is not open, for the error that says so.
     """
 
@@ -86,8 +70,7 @@ class Lifecycle:
         name: str | None,
         topology: TopologyRecord,
         events: Dispatcher,
-        recovers: bool,
-        start_recovery: Callable[["Lifecycle", ConnectTask, int], None],
+        recovery: Recovery | None,
         advice: str = "call open()",
     ) -> None:
         self.io = io
@@ -103,13 +86,12 @@ class Lifecycle:
         self.blame = Blame()
         self.replay = TopologyRole(io, self.topology, self.blame, self)
         # The topology first: what the other roles use must be there before them.
-        self.roles: list[Role] = [self.replay] if recovers else []
+        self.roles = Roles([] if recovery is None else [self.replay])
         self._owner = weakref.ref(owner)
         self.source = next(SOURCES)
         self._name = name
         self._events = events
-        self._recovers = recovers
-        self._start_recovery = start_recovery
+        self._recovery = recovery
         self._advice = advice
         self._failures = 0  # attempts that failed, or opened links that did not live, in a row
         self._lost_at: float | None = None  # when the link was lost that recovery is to replace
@@ -151,12 +133,9 @@ class Lifecycle:
 
     def add_role(self, role: Role, waiter: PendingCall) -> None:
         """Restore *role* on every link from now on, and on the present one; then settle *waiter*. Twice is fine."""
-        if role in self.roles:  # whoever added it waited too short a time for that, for example
-            waiter.settle()
-            return
-        self.roles.append(role)
+        is_new = self.roles.add(role)  # else whoever added it waited too short a time for that, for example
         link = self.link
-        if link is None or not self.is_open:
+        if not is_new or link is None or not self.is_open:
             waiter.settle()
             return
 
@@ -164,10 +143,6 @@ class Lifecycle:
             waiter.settle(error=told if isinstance(told, BaseException) else None)
 
         begin_restoring(role, link, done)
-
-    def missing(self, task: ConnectTask) -> list[Role]:
-        """Return the roles that *task* has yet to restore."""
-        return [each for each in self.roles if each not in task.restored]
 
     # What the I/O thread and the link tell.
 
@@ -196,7 +171,10 @@ class Lifecycle:
             self.mailbox.put(lambda: events.emit(event))
 
     def link_lost(self, link: Link, reason: BaseException) -> None:
-        """Take note that the link has ended, and reconnect if that is wanted, whatever has ended it."""
+        """Take note that the link has ended, and reconnect if that is wanted, whatever has ended it.
+
+        Only the end of the link in use counts: one that is being brought up is its task's.
+        """
         self.blame.link_ended(link.in_hand, reason)
         if link is not self.link or self.state is not State.OPEN:
             return
@@ -204,18 +182,22 @@ class Lifecycle:
         self.reason = reason
         self._lost_at = time.monotonic()
         self._failures = 0 if self._lost_at - link.opened_at >= STABLE_AFTER else self._failures + 1
+        recovery = self._recovery
         lost = ConnectionLost(
-            reason=reason, generation=link.generation, recovering=self._recovers, connection=self._name
+            reason=reason, generation=link.generation, recovering=recovery is not None, connection=self._name
         )
-        if not self._recovers:
-            self._fail(reason, lost)
+        if recovery is None:
+            self._fail(Trigger.LOSE_FOR_GOOD, reason, lost)
             return
         task = self.task = ConnectTask()
-        self._set(State.WAITING, lost)
-        self._tell_roles(lambda role: role.lost(reason))
+        self._follow(Trigger.LOSE, lost)
+        self.roles.lost(reason)
         if kind_of_loss(reason) is Kind.BUSY:
             self._failures += BUSY_STEPS
-        self._recover(task)
+        # What the pauses have grown to goes on growing. The first one is almost none: most losses are one socket.
+        grown = dataclasses.replace(recovery.backoff, jitter="none").delay(max(0, self._failures - 1))
+        backoff = dataclasses.replace(recovery.backoff, initial=grown)
+        self._recover(task, dataclasses.replace(recovery, backoff=backoff))
 
     def link_blocked(self, link: Link, reason: str) -> None:
         """Say that the broker takes no publishes."""
@@ -228,7 +210,7 @@ class Lifecycle:
         if link is self.link:
             self.emit(ConnectionUnblocked(seconds=time.monotonic() - link.blocked_at, connection=self._name))
 
-    # One transition each.
+    # What is asked for, and what the thread that brings a link up tells.
 
     def begin_opening(self, task: ConnectTask) -> bool:
         """Take *task* for the caller to follow; False if it is open, or somebody is at it."""
@@ -241,21 +223,44 @@ class Lifecycle:
         self._failures = 0
         return True
 
+    def begin_attempt(self, task: ConnectTask, parameters: pika.ConnectionParameters, opened: PendingCall) -> None:
+        """Begin to open a link to one address; *opened* gets it, or the error."""
+        if task.stop.is_set():
+            opened.settle(error=px.ConnectionOpenAborted("closed while connecting"))
+            return
+        link = Link(self.io, self, self.generation + 1)
+        task.begin_attempt(link)
+        try:
+            link.start(parameters, opened)
+            if link.facts is not None:
+                self.traffic.begin(link.facts)
+        except Exception as exc:  # noqa: BLE001 - raised again by whoever waits
+            opened.settle(error=exc)
+
+    def begin_restoring(self, task: ConnectTask, link: Link, restored: PendingCall) -> None:
+        """Begin to restore every role on *link*; settle *restored* when that is done, or with the error."""
+        self.roles.restore(task.restored, link, restored)
+
+    def on_attempt_failed(self, task: ConnectTask, reason: Exception) -> None:
+        """The attempt under way is given up. Whether another follows comes as an event."""
+        if task.link is not None:
+            task.link.drop(reason)
+
     def on_connect_event(self, task: ConnectTask, event: Event) -> None:
         """Take an event of the bring-up for what it says about the state."""
         if task is not self.task or task.stop.is_set():
             return
         if isinstance(event, ConnectAttempted):
-            self._set(State.CONNECTING, event)
+            self._follow(Trigger.ATTEMPT, event)
         elif isinstance(event, AttemptFailed):
             self.reason = event.error
             self._failures += 1
             if event.next_delay is None:  # ConnectionGivenUp follows
                 self.emit(event)
             else:
-                self._set(State.WAITING, event)
+                self._follow(Trigger.PAUSE, event)
         elif isinstance(event, ConnectionGivenUp):
-            self._fail(event.error, event)
+            self._fail(Trigger.GIVE_UP, event.error, event)
         elif isinstance(event, ConnectionOpened):
             task.opened = event
 
@@ -272,21 +277,21 @@ class Lifecycle:
         link.opened_at = time.monotonic()
         opened = dataclasses.replace(task.opened, generation=link.generation)
         if self._lost_at is None:
-            self._set(State.OPEN, opened)
+            self._follow(Trigger.ESTABLISH, opened)
         else:
             recovered = ConnectionRecovered(
                 generation=link.generation,
                 attempts=opened.attempts,
-                replayed=task.replayed,
+                replayed=task.restored.replayed,
                 seconds=link.opened_at - self._lost_at,
                 connection=self._name,
             )
-            self._set(State.OPEN, recovered)
+            self._follow(Trigger.ESTABLISH, recovered)
         if link.is_blocked:
             self.emit(ConnectionBlocked(reason=link.blocked_for, connection=self._name))
         for channel in list(link.channels):  # nothing was published while the roles were restored
             channel.resume()
-        for role in self.missing(task):  # added in the moment between the others' restoring and now
+        for role in self.roles.missing(task.restored):  # added in the moment between the others' restoring and now
             begin_restoring(role, link, lambda told: link.retire(told) if isinstance(told, Exception) else None)
         if not link.is_open:  # lost between its own opening and this moment
             self.link_lost(link, link.reason or px.StreamLostError("the link ended"))
@@ -298,8 +303,8 @@ class Lifecycle:
         self.task = None
         task.abort("given up while connecting")
         self.reason = reason
-        if self.state in (State.CONNECTING, State.WAITING):
-            self._closed(clean=True)
+        if (self.state, Trigger.ABANDON) in TRANSITIONS:
+            self._closed(Trigger.ABANDON, clean=True)
             return
         self.io.release(self)
         for wanted, waiter in list(self._watchers):  # no state has changed, but what they waited for is over
@@ -310,7 +315,7 @@ class Lifecycle:
         """Recovery ended before it began: a TLS file is gone, for example."""
         if task is self.task:
             task.abort("given up while connecting")
-            self._fail(reason, ConnectionGivenUp(attempts=0, error=reason, connection=self._name))
+            self._fail(Trigger.GIVE_UP, reason, ConnectionGivenUp(attempts=0, error=reason, connection=self._name))
 
     def begin_closing(self, timeout: float) -> None:
         """Begin the close handshake, if there is a link; drop it after *timeout* seconds."""
@@ -318,68 +323,60 @@ class Lifecycle:
             return
         link = self._leave()
         if link is None:
-            self._closed(clean=True)
+            self._closed(Trigger.END, clean=True)
         else:
             # An abort may have ended it meanwhile, and an open() begun again: this close handshake is the old link's.
-            link.close(timeout, lambda clean: self._closed(clean=clean) if self.link is link else None)
+            link.close(timeout, lambda clean: self._closed(Trigger.END, clean=clean) if self.link is link else None)
 
     def begin_aborting(self) -> None:
         """Drop the link; also one whose close handshake is awaited."""
         if self.task is None and self.state is State.CLOSED:
             return
         link = self._leave()
-        self._closed(clean=link is None)
+        self._closed(Trigger.END, clean=link is None)
         if link is not None:
             link.drop(px.ConnectionOpenAborted("aborted by this side"))
 
-    def _recover(self, task: ConnectTask) -> None:
+    def _recover(self, task: ConnectTask, recovery: Recovery) -> None:
         if task is not self.task:  # closed meanwhile
             return
         try:
-            self._start_recovery(self, task, self._failures)
+            start_recovery(self, task, recovery)
         except RuntimeError as exc:  # the process has too many threads; or the interpreter is ending, and this with it
             LOGGER.warning("no thread to reconnect can be started: %s", exc)
-            self.io.call_later(THREAD_PAUSE, lambda: self._recover(task))
+            self.io.call_later(THREAD_PAUSE, lambda: self._recover(task, recovery))
 
     def _leave(self) -> Link | None:
         if self.task is not None:
             task, self.task = self.task, None
             task.abort("closed while connecting")
         if self.state is not State.CLOSING:
-            self._set(State.CLOSING)
+            self._follow(Trigger.CLOSE)
         return self.link
 
-    def _closed(self, *, clean: bool) -> None:
-        if self.state is State.CLOSED:
-            return
+    def _closed(self, trigger: Trigger, *, clean: bool) -> None:
         self.link = None
         self._lost_at = None
         self._failures = 0
         self.io.release(self)
-        self._set(State.CLOSED, ConnectionClosed(clean=clean, connection=self._name))
-        self._tell_roles(lambda role: role.ended(None))
+        self._follow(trigger, ConnectionClosed(clean=clean, connection=self._name))
+        self.roles.ended(None)
 
-    def _fail(self, reason: BaseException, event: Event | None = None) -> None:
+    def _fail(self, trigger: Trigger, reason: BaseException, event: Event) -> None:
         self.task = None
         self.reason = reason
         self._lost_at = None
         self.io.release(self)
-        self._set(State.FAILED, event)
-        self._tell_roles(lambda role: role.ended(reason))
+        self._follow(trigger, event)
+        self.roles.ended(reason)
 
-    def _tell_roles(self, tell: Callable[[Role], None]) -> None:
-        for role in list(self.roles):
-            try:
-                tell(role)
-            except Exception:  # one broken role must keep neither the others nor recovery from going on
-                LOGGER.exception("a role failed to take note of the end of its link")
-
-    def _set(self, state: State, event: Event | None = None) -> None:
-        self.state = state
+    def _follow(self, trigger: Trigger, event: Event | None = None) -> None:
+        """Go where *trigger* leads, say so, and wake who waited for that."""
+        self.state = after(self.state, trigger)
         if event is not None:
             self.emit(event)
         for wanted, waiter in list(self._watchers):
-            if wanted is state:
+            if wanted is self.state:
                 waiter.settle()
             elif not self._can_reach(wanted):
                 waiter.settle(error=self.not_connected())
@@ -387,4 +384,4 @@ class Lifecycle:
     def _can_reach(self, wanted: State) -> bool:
         # While somebody opens it, it is as good as CONNECTING, whatever the state still says.
         now = State.CONNECTING if self.task is not None else self.state
-        return wanted is self.state or can_reach(now, wanted, recovers=self._recovers)
+        return wanted is self.state or can_reach(now, wanted, recovers=self._recovery is not None)

@@ -5,6 +5,7 @@ that.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -93,11 +94,10 @@ class Link:
     Args:
         io: The thread.
         owner: Who is told what happens to it.
+        generation: Which of the owner's links it is, from 1.
 
     Attributes:
-        generation: Which of the owner's links it is, from 1.
-        on_loss: Who waits for something on it, and gets the error if it ends first.
-        asked: Who waits for the broker's word on a new secret, likewise.
+        asked: Who waits for the broker's word on a new secret, and gets the error if the link ends first.
         giving_back: Channels that this side has closed, and whose messages may not be in their queues again yet.
         in_hand: What was begun on it and not answered when it ended, for ``labkit.connection.blame``; the channels say
             so.
@@ -105,10 +105,9 @@ class Link:
         facts: What Pika knows of it, kept after its end; None: it has not begun.
     """
 
-    def __init__(self, io: IoThread, owner: LinkOwner) -> None:
+    def __init__(self, io: IoThread, owner: LinkOwner, generation: int) -> None:
         self.io = io
-        self.generation = 0
-        self.on_loss: PendingCall | None = None
+        self.generation = generation
         self.asked: set[PendingCall] = set()
         self.reason: BaseException | None = None
         self.is_open = False
@@ -126,7 +125,8 @@ class Link:
         self._owner = owner
         self._watchdog: Watchdog | None = None
         self._services: SharedLoopServices | None = None
-        self._waiter: PendingCall | None = None
+        self._waiter: PendingCall | None = None  # for its opening
+        self._on_loss: PendingCall | None = None
         self._limit: Timer | None = None
         self._on_gone: list[Callable[[bool], None]] = []
         self._heartbeat_error: Exception | None = None
@@ -142,6 +142,21 @@ class Link:
     def emit(self, event: Event) -> None:
         """Tell the owner's listeners."""
         self._owner.emit(event)
+
+    def note_step(self) -> None:
+        """Take note that a step of restoring what lives on it is done. From any thread."""
+        self.stepped_at = time.monotonic()
+
+    def fail_when_lost(self, waiter: PendingCall) -> bool:
+        """Have *waiter* get the error if the link ends first; False: it has ended, and *waiter* has the error.
+
+        One at a time: the next one takes the place of the last.
+        """
+        if not self.is_open:
+            waiter.settle(error=self.reason)
+            return False
+        self._on_loss = waiter
+        return True
 
     def start(self, parameters: pika.ConnectionParameters, waiter: PendingCall) -> None:
         """Connect; *waiter* gets this link once it is open, or the error."""
@@ -257,7 +272,7 @@ class Link:
         reason = self.reason = px.ConnectionWrongStateError("made before a fork, and this is the child process")
         for channel in list(self.channels):
             channel.forget(reason)
-        for waiter in (self._waiter, self.on_loss, *self.asked):  # of a thread that was forked while it waited
+        for waiter in (self._waiter, self._on_loss, *self.asked):  # of a thread that was forked while it waited
             if waiter is not None:
                 waiter.settle(error=reason)
         return connection
@@ -339,7 +354,7 @@ class Link:
             self.reason = reason
         was_open, self.is_open = self.is_open, False
         self._end_channels(reason)
-        for waiter in (self._waiter, self.on_loss, *self.asked):
+        for waiter in (self._waiter, self._on_loss, *self.asked):
             if waiter is not None:
                 waiter.settle(error=reason)
         if was_open:

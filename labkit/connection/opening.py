@@ -1,31 +1,103 @@
-"""Bring a connection up from a thread that may wait: the caller of ``open()``, or a recovery's own.
+"""Bring a connection up on a thread that may wait: the caller of ``open()``, or a recovery's own.
 
-The thread walks hosts and addresses (``labkit.connector.blocking``); each attempt is made on the I/O thread, and so is
-every change of state.
+The thread walks hosts and addresses (``labkit.connector.blocking``), and waits. All else is done on the I/O thread, by
+``labkit.connection.lifecycle``, which it asks and tells: see :class:`Asked`.
 """
 
-import dataclasses
 import logging
 import threading
 import time
+from dataclasses import dataclass
+from typing import Protocol
 
 import pika
 import pika.exceptions as px
 
-from labkit.concurrency.bell import PendingCall
+from labkit.concurrency.bell import Flag, PendingCall
 from labkit.connection.blame import kind_of_loss
-from labkit.connection.lifecycle import ConnectTask, Lifecycle
+from labkit.connection.io_thread import IoThread
 from labkit.connection.link import Link
-from labkit.connection.role import begin_restoring
+from labkit.connection.role import Restored
 from labkit.connector.blocking import Bringup
 from labkit.errors import LabkitError, NotConnected, describe
-from labkit.events import Event
+from labkit.events import ConnectionOpened, Event
 from labkit.retry import Backoff, SystemClock
 from labkit.settings.settings import BrokerSettings
 
 LOGGER = logging.getLogger(__name__)
 LEAST_TURN = 0.25  # seconds for a turn on the I/O thread, also when the deadline is nearer
-UNLIMITED = 1e9  # seconds: recovery without a time limit
+
+
+@dataclass(slots=True)
+class Present:
+    """What the next attempt connects with: recovery reads it here, and so does not keep the connection alive."""
+
+    settings: BrokerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How a lost link is replaced.
+
+    Attributes:
+        present: Where to connect.
+        backoff: The pauses, from the first one on.
+        deadline: Seconds for it, after each loss.
+        retry_refused: Seconds for which a refused login is tried again.
+    """
+
+    present: Present
+    backoff: Backoff
+    deadline: float
+    retry_refused: float
+
+
+class ConnectTask:
+    """One bring-up under way: what ends it early, the link it is trying, and what it reported at its end."""
+
+    def __init__(self) -> None:
+        self.stop = Flag()
+        self.link: Link | None = None
+        self.opened: ConnectionOpened | None = None
+        self.restored = Restored()
+
+    def begin_attempt(self, link: Link) -> None:
+        """Try *link* now, on which nothing is restored yet."""
+        self.link = link
+        self.restored.roles.clear()
+
+    def abort(self, reason: str) -> None:
+        """End it: no further attempt, and the running one fails now."""
+        self.stop.set()
+        if self.link is not None:
+            self.link.drop(px.ConnectionOpenAborted(reason))
+
+
+class Asked(Protocol):
+    """Who does what needs the I/O thread, and decides what follows: the lifecycle. All but ``io`` on that thread."""
+
+    io: IoThread
+
+    def begin_attempt(self, task: ConnectTask, parameters: pika.ConnectionParameters, opened: PendingCall) -> None:
+        """Begin to open a link to one address; *opened* gets it, or the error."""
+
+    def begin_restoring(self, task: ConnectTask, link: Link, restored: PendingCall) -> None:
+        """Begin to restore every role on *link*; settle *restored* when that is done, or with the error."""
+
+    def on_attempt_failed(self, task: ConnectTask, reason: Exception) -> None:
+        """The attempt under way is given up."""
+
+    def on_connect_event(self, task: ConnectTask, event: Event) -> None:
+        """The bring-up has something to tell."""
+
+    def on_established(self, task: ConnectTask, link: Link) -> None:
+        """*link* is open, and every role is restored on it."""
+
+    def on_connect_failed(self, task: ConnectTask, reason: BaseException) -> None:
+        """Recovery has ended without a link."""
+
+    def not_connected(self) -> NotConnected:
+        """Return the error for using the connection now."""
 
 
 class NotRestored(NotConnected):
@@ -42,7 +114,7 @@ class NotRestored(NotConnected):
 
 
 def run_connect(
-    life: Lifecycle,
+    life: Asked,
     task: ConnectTask,
     settings: BrokerSettings,
     backoff: Backoff,
@@ -92,30 +164,26 @@ def run_connect(
         raise
 
 
-def start_recovery(
-    life: Lifecycle,
-    task: ConnectTask,
-    settings: BrokerSettings,
-    backoff: Backoff,
-    failures: int,
-    deadline: float | None,
-    retry_refused: float,
-) -> None:
-    """Follow *task* on a new thread, after the pause that so many *failures* in a row call for.
+def start_recovery(life: Asked, task: ConnectTask, recovery: Recovery) -> None:
+    """Follow *task* on a new thread, after the first pause.
 
     Raises:
         RuntimeError: no thread can be started.
     """
-    # What the pauses have grown to goes on growing. The first one is almost none: most losses are one socket.
-    grown = dataclasses.replace(backoff, jitter="none").delay(max(0, failures - 1))
-    pauses = dataclasses.replace(backoff, initial=grown)
 
     def recover() -> None:
-        if task.stop.wait(pauses.delay(0)):
+        if task.stop.wait(recovery.backoff.delay(0)):
             return
         try:
-            seconds = UNLIMITED if deadline is None else deadline
-            run_connect(life, task, settings, pauses, seconds, is_again=True, retry_refused=retry_refused)
+            run_connect(
+                life,
+                task,
+                recovery.present.settings,
+                recovery.backoff,
+                recovery.deadline,
+                is_again=True,
+                retry_refused=recovery.retry_refused,
+            )
         except Exception as exc:
             reason = exc
             life.io.post(lambda: life.on_connect_failed(task, reason))
@@ -128,7 +196,7 @@ def start_recovery(
 class _Reporter:
     """Hand the bring-up's events to the lifecycle, on the I/O thread."""
 
-    def __init__(self, life: Lifecycle, task: ConnectTask) -> None:
+    def __init__(self, life: Asked, task: ConnectTask) -> None:
         self._life = life
         self._task = task
 
@@ -138,39 +206,23 @@ class _Reporter:
 
 
 def _open_one(
-    life: Lifecycle, task: ConnectTask, parameters: pika.ConnectionParameters, ends: float, *, is_again: bool
+    life: Asked, task: ConnectTask, parameters: pika.ConnectionParameters, ends: float, *, is_again: bool
 ) -> Link:
     """Return an open link to one address, with every role restored on it before *ends*."""
     limit = parameters.stack_timeout
     opened, restored = PendingCall(), PendingCall()
-    link = Link(life.io, life)
     has_opened = False
-
-    def start() -> None:
-        if task.stop.is_set():
-            opened.settle(error=px.ConnectionOpenAborted("closed while connecting"))
-            return
-        link.generation = life.generation + 1
-        task.restored.clear()
-        task.link = link
-        try:
-            link.start(parameters, opened)
-            if link.facts is not None:
-                life.traffic.begin(link.facts)
-        except Exception as exc:  # noqa: BLE001 - raised again by whoever waits
-            opened.settle(error=exc)
-
     try:
-        life.io.post(start)
-        _wait(opened, limit + 1.0, "the handshake")  # Pika's own limit ends it; 1 s for a busy loop
+        life.io.post(lambda: life.begin_attempt(task, parameters, opened))
+        link = _wait(opened, limit + 1.0, "the handshake")  # Pika's own limit ends it; 1 s for a busy loop
         has_opened = True
-        link.stepped_at = time.monotonic()
-        life.io.post(lambda: _restore(life, task, link, restored))
+        link.note_step()
+        life.io.post(lambda: life.begin_restoring(task, link, restored))
         _wait_for_steps(restored, link, limit, ends)
     except BaseException as exc:
-        text = f"given up: {exc!r}"
+        reason = px.ConnectionOpenAborted(f"given up: {exc!r}")
         opened.abandon()
-        life.io.post(lambda: link.drop(px.ConnectionOpenAborted(text)))
+        life.io.post(lambda: life.on_attempt_failed(task, reason))
         if has_opened and _is_no_refusal(exc, is_again=is_again):
             raise NotRestored(exc) from exc
         raise
@@ -187,33 +239,11 @@ def _is_no_refusal(error: BaseException, *, is_again: bool) -> bool:
     return is_again or (isinstance(error, px.AMQPConnectionError) and not isinstance(error, px.NoFreeChannels))
 
 
-def _restore(life: Lifecycle, task: ConnectTask, link: Link, restored: PendingCall) -> None:
-    """Restore one role after the other, those that are added meanwhile too, on the I/O thread."""
-    if not link.is_open:
-        restored.settle(error=link.reason)
-        return
-    link.on_loss = restored  # a link that ends meanwhile answers no role
-    role = next(iter(life.missing(task)), None)
-    if role is None:
-        restored.settle()
-        return
-    task.restored.append(role)
-
-    def done(told: BaseException | int) -> None:
-        if isinstance(told, BaseException):
-            restored.settle(error=told)
-            return
-        task.replayed += told
-        link.stepped_at = time.monotonic()
-        _restore(life, task, link, restored)
-
-    begin_restoring(role, link, done)
-
-
-def _wait(waiter: PendingCall, seconds: float, what: str) -> None:
-    if not waiter.wait(seconds):
+def _wait(opened: PendingCall, seconds: float, what: str) -> Link:
+    if not opened.wait(seconds):
         raise TimeoutError(f"{what} took longer than {seconds:.1f} s")
-    waiter.result()
+    link: Link = opened.result()
+    return link
 
 
 def _wait_for_steps(restored: PendingCall, link: Link, limit: float, ends: float) -> None:

@@ -216,7 +216,7 @@ class _ReplayRun:
         if self._role.is_held_up:
             self._role.io.call_later(STEP_PAUSE, self.next)
             return
-        self._link.stepped_at = time.monotonic()
+        self._link.note_step()
         self._step = self._take()
         if self._step is None:
             self._wait_or_finish()

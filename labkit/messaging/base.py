@@ -109,8 +109,7 @@ class RecoveringRole(Generic[C]):
     def stop(self, waiter: PendingCall) -> None:
         """Leave the connection for good and close the channel; then settle *waiter*."""
         self.is_stopped = True
-        if self in self.life.roles:
-            self.life.roles.remove(self)
+        self.life.roles.remove(self)
         self.answer_waiters(_stopped())
         channel, self.channel = self.channel, None
         if channel is None:

@@ -236,7 +236,7 @@ def test_a_child_holds_no_socket_of_a_connection_that_was_connecting(stage):
                 crowd[-1].connect_ex(("127.0.0.1", port))
             time.sleep(0.1)
         settings = BrokerSettings(host="127.0.0.1", port=port, tls=tls)
-        link, waiter = Link(SHARED, None), PendingCall()
+        link, waiter = Link(SHARED, None, 1), PendingCall()
         SHARED.call(lambda: link.start(settings.to_pika()[0], waiter), timeout=5)
         try:
             mine = len(crowd) + 1

@@ -4,12 +4,16 @@ import pika.exceptions as px
 import pytest
 
 from labkit.concurrency.bell import PendingCall
-from labkit.connection.lifecycle import ConnectTask, Lifecycle
+from labkit.connection import lifecycle
+from labkit.connection.lifecycle import Lifecycle
+from labkit.connection.opening import ConnectTask, Present, Recovery
 from labkit.connection.states import State
 from labkit.connection.topology_record import TopologyRecord
 from labkit.errors import ConnectError, DeadlineExceeded, NotConnected
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Dispatcher, Timeline
-from labkit.retry import BUSY_STEPS, STABLE_AFTER
+from labkit.retry import BUSY_STEPS, STABLE_AFTER, Backoff
+
+PAUSES = Backoff(initial=1.0, factor=2.0, maximum=1000.0, jitter="none")
 
 
 class Loop:
@@ -17,6 +21,7 @@ class Loop:
 
     def __init__(self):
         self.hosted = set()
+        self.recoveries = []
 
     def host(self, thing):
         self.hosted.add(thing)
@@ -64,22 +69,31 @@ class Role:
         self.told.append(reason)
 
 
+@pytest.fixture(autouse=True)
+def start_recovery(monkeypatch):
+    """Instead of a thread: a note of the task, and the first pause."""
+    monkeypatch.setattr(
+        lifecycle,
+        "start_recovery",
+        lambda life, task, recovery: life.io.recoveries.append((task, recovery.backoff.delay(0))),
+    )
+
+
 class Bench:
     """A lifecycle whose events run at once."""
 
-    def __init__(self, recovers=False):
+    def __init__(self, recovers=False, backoff=PAUSES):
         self.timeline = Timeline()
         self.owner = Role()  # anything that can be weakly referenced
-        self.recoveries = []
         self.life = Lifecycle(
             Loop(),
             self.owner,
             name=None,
             topology=TopologyRecord(),
             events=Dispatcher([self.timeline]),
-            recovers=recovers,
-            start_recovery=lambda life, task, failures: self.recoveries.append((task, failures)),
+            recovery=Recovery(Present(None), backoff, 60.0, 0.0) if recovers else None,
         )
+        self.recoveries = self.life.io.recoveries
         self.life.mailbox.put = lambda task: task()
 
     def connect(self, task=None):
@@ -118,7 +132,7 @@ def test_a_loss_without_recovery_is_one_event_and_failed():
     bench = Bench()
     link = bench.connect()
     role = Role()
-    bench.life.roles.append(role)
+    bench.life.roles.add(role)
     bench.life.link_lost(link, LOSS)
     bench.life.link_lost(link, LOSS)
     assert bench.last() == ("ConnectionLost", State.FAILED)
@@ -130,11 +144,11 @@ def test_a_loss_without_recovery_is_one_event_and_failed():
 def test_a_loss_with_recovery_is_waiting_then_recovered():
     bench = Bench(recovers=True)
     role = Role()
-    bench.life.roles.append(role)
+    bench.life.roles.add(role)
     bench.life.link_lost(bench.connect(), LOSS)
     assert bench.last() == ("ConnectionLost", State.WAITING)
-    (task, failures), *_ = bench.recoveries
-    assert failures == 1
+    ((task, pause),) = bench.recoveries
+    assert pause == 1.0
     bench.life.on_connect_event(task, ConnectAttempted(attempt=1))
     assert bench.life.state is State.CONNECTING
     bench.life.on_connect_event(task, AttemptFailed(attempt=1, error=OSError("refused"), next_delay=0.1))
@@ -144,22 +158,32 @@ def test_a_loss_with_recovery_is_waiting_then_recovered():
     assert (bench.life.generation, bench.life.reason, role.told) == (2, None, ["lost"])
 
 
-def test_failures_in_a_row_are_counted_until_a_link_has_lived():
+def test_the_first_pause_grows_with_the_failures_in_a_row_until_a_link_has_lived():
     bench = Bench(recovers=True)
     link = bench.connect()
-    for expected in (1, 2, 3):
+    for expected in (1.0, 2.0, 4.0, 8.0):
         bench.life.link_lost(link, LOSS)
         assert bench.recoveries[-1][1] == expected
         link = bench.connect(bench.recoveries[-1][0])
     link.opened_at -= STABLE_AFTER
     bench.life.link_lost(link, LOSS)
-    assert bench.recoveries[-1][1] == 0
+    assert bench.recoveries[-1][1] == 1.0
+
+
+@pytest.mark.parametrize("factor", [2.0, 1e300])
+def test_the_first_pause_grows_up_to_the_maximum(factor):
+    bench = Bench(recovers=True, backoff=Backoff(initial=0.1, factor=factor, maximum=1.0, jitter="none"))
+    link = bench.connect()
+    for _ in range(9):
+        bench.life.link_lost(link, LOSS)
+        link = bench.connect(bench.recoveries[-1][0])
+    assert bench.recoveries[-1][1] == 1.0
 
 
 def test_a_busy_broker_gets_a_longer_pause():
     bench = Bench(recovers=True)
     bench.life.link_lost(bench.connect(), px.ConnectionBlockedTimeout("blocked"))
-    assert bench.recoveries[-1][1] == 1 + BUSY_STEPS
+    assert bench.recoveries[-1][1] == 2.0**BUSY_STEPS
 
 
 @pytest.mark.parametrize("code", [403, 404, 501, 502, 503, 504, 505, 506, 530, 540, 541])
@@ -170,31 +194,31 @@ def test_no_reason_for_which_an_open_link_ends_is_the_end_of_recovery(code):
     assert len(bench.recoveries) == 1
 
 
-def test_recovery_is_tried_again_while_no_thread_can_be_started():
+def test_recovery_is_tried_again_while_no_thread_can_be_started(monkeypatch):
     bench, errors = Bench(recovers=True), [RuntimeError("can't start new thread")]
     later = []
     bench.life.io.call_later = lambda delay, function: later.append(function)
 
-    def start(life, task, failures):
+    def start(life, task, recovery):
         if errors:
             raise errors.pop()
-        bench.recoveries.append((task, failures))
+        bench.recoveries.append((task, recovery))
 
-    bench.life._start_recovery = start
+    monkeypatch.setattr(lifecycle, "start_recovery", start)
     bench.life.link_lost(bench.connect(), LOSS)
     assert (bench.life.state, bench.recoveries) == (State.WAITING, [])
     later.pop()()
     assert len(bench.recoveries) == 1
 
 
-def test_recovery_that_no_thread_could_be_started_for_ends_with_close():
+def test_recovery_that_no_thread_could_be_started_for_ends_with_close(monkeypatch):
     bench, later = Bench(recovers=True), []
     bench.life.io.call_later = lambda delay, function: later.append(function)
 
-    def start(life, task, failures):
+    def start(life, task, recovery):
         raise RuntimeError("can't start new thread")
 
-    bench.life._start_recovery = start
+    monkeypatch.setattr(lifecycle, "start_recovery", start)
     bench.life.link_lost(bench.connect(), LOSS)
     bench.life.begin_closing(1.0)
     later.pop()()
@@ -231,6 +255,7 @@ def test_what_was_held_back_while_roles_were_restored_goes_when_the_link_is_open
     bench.life.begin_opening(task)
     link = task.link = StandInLink()
     link.channels.add(Channel())
+    bench.life.on_connect_event(task, ConnectAttempted(attempt=1))
     bench.life.on_connect_event(task, ConnectionOpened())
     bench.life.on_established(task, link)
     assert resumed == [True]
@@ -251,7 +276,7 @@ def test_a_role_that_fails_keeps_nobody_else_from_hearing_and_recovery_from_star
     bench.life.add_role(broken, waiter)
     with pytest.raises(ValueError, match="mine"):
         waiter.result()
-    bench.life.roles.append(good)
+    bench.life.roles.add(good)
     bench.life.link_lost(link, LOSS)
     assert good.told == ["lost"]
     assert len(bench.recoveries) == 1

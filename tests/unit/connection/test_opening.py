@@ -1,4 +1,4 @@
-"""The pause before a recovery, which grows with the failures in a row, and what becomes of its link. No broker."""
+"""What the thread that brings a link up waits for, and what becomes of its link. No broker."""
 
 import queue
 import threading
@@ -8,15 +8,16 @@ import pika.exceptions as px
 import pytest
 
 from labkit.connection import opening
-from labkit.connection.opening import NotRestored, run_connect, start_recovery
+from labkit.connection.opening import NotRestored, Present, Recovery, run_connect, start_recovery
 from labkit.errors import DeadlineExceeded, Kind, NotConnected, classify
 from labkit.retry import Backoff
 
 
-@pytest.mark.parametrize(
-    ("factor", "failures", "pause"), [(2.0, 0, 0.1), (2.0, 1, 0.1), (2.0, 3, 0.4), (2.0, 9, 1.0), (1e300, 9, 1.0)]
-)
-def test_the_pause_grows_with_the_failures_up_to_the_maximum(factor, failures, pause):
+def recovery(backoff):
+    return Recovery(Present(None), backoff, 60.0, 0.0)
+
+
+def test_recovery_begins_after_the_first_pause_and_not_if_it_is_closed_meanwhile():
     pauses = queue.Queue()
 
     class Stop:
@@ -24,9 +25,8 @@ def test_the_pause_grows_with_the_failures_up_to_the_maximum(factor, failures, p
             pauses.put(seconds)
             return True  # set: nobody wants the connection any more
 
-    backoff = Backoff(initial=0.1, factor=factor, maximum=1.0, jitter="none")
-    start_recovery(None, SimpleNamespace(stop=Stop()), None, backoff, failures, None, 0.0)
-    assert pauses.get(timeout=10) == pytest.approx(pause)
+    start_recovery(None, SimpleNamespace(stop=Stop()), recovery(Backoff(initial=0.4, jitter="none")))
+    assert pauses.get(timeout=10) == 0.4
 
 
 class LateLoop:
@@ -64,7 +64,7 @@ def arrival(monkeypatch):
 
 def test_an_io_thread_that_is_late_as_the_new_link_arrives_does_not_end_recovery(arrival, monkeypatch):
     monkeypatch.setattr(threading, "Thread", lambda target, **_: SimpleNamespace(start=target))
-    start_recovery(arrival.life, arrival.task, None, Backoff(), 0, None, 0.0)
+    start_recovery(arrival.life, arrival.task, recovery(Backoff()))
     arrival.life.io.go_on()
     assert (arrival.arrived, arrival.ended) == ([arrival.link], [])
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from pika.adapters.select_connection import SelectConnection
 
 import labkit.manager
-from labkit import BrokerSettings, ConnectionManager, Message
+from labkit import BrokerSettings, ConnectionManager, Message, events
 from labkit.brokers import encryption
 from labkit.connection.states import State
+from labkit.lab.boards.state_timeline import read
 
 PROJECT = Path(__file__).parents[3]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -141,3 +143,22 @@ def test_a_constructor_takes_one_host_and_create_connection_walks_a_list():
     assert "`SelectConnection.create_connection` walks a list of them" in prose("05")
     assert "connection_configs" in inspect.signature(SelectConnection.create_connection).parameters
     assert "parameters" in inspect.signature(SelectConnection).parameters
+
+
+def test_the_events_that_notebook_06_names_beside_a_state_lead_there_on_the_board_too():
+    error = OSError("refused")
+    happened = [
+        events.ConnectAttempted(attempt=1),
+        events.ConnectionOpened(),
+        events.ConnectionRecovered(generation=2),
+        events.AttemptFailed(attempt=1, error=error, next_delay=1.0),
+        events.ConnectionLost(reason=error, recovering=True),
+        events.ConnectionLost(reason=error, recovering=False),
+        events.ConnectionGivenUp(attempts=1, error=error),
+        events.ConnectionClosed(),
+    ]
+    shown = {(read([each])[0].states, type(each).__name__) for each in happened}
+    rows = re.findall(r"^\| (`[A-Z]+`(?:, `[A-Z]+`)*) \|[^|]*\|([^|]*)\|$", prose("06"), re.MULTILINE)
+    told = {(tuple(re.findall(r"\w+", states)), event) for states, led in rows for event in re.findall(r"`(\w+)`", led)}
+    assert told == shown
+    assert {name for states, _ in rows for name in re.findall(r"\w+", states)} == {each.name for each in State}
