@@ -206,14 +206,13 @@ class Connection:
                 run_connect(life, task, self.settings, self.backoff, seconds)
             if not self.is_open:
                 life.wait_for(State.OPEN, ends - time.monotonic())
-        except Exception as exc:
+        except BaseException as exc:  # an interrupt too, wherever it came
             reason = exc
-            with contextlib.suppress(LabkitError):  # after this turn the state is what the error says
-                self._io.call(lambda: life.on_abandoned(task, reason), timeout=ABORT_TIMEOUT)
-            raise
-        except BaseException as exc:  # an interrupt, wherever it came
-            interrupt = exc
-            self._io.post(lambda: life.on_abandoned(task, interrupt))
+            with contextlib.suppress(LabkitError):
+                # Posted, so that it is done even if its turn is late, or an interrupt comes while that is waited for.
+                self._io.post(lambda: life.on_abandoned(task, reason))
+                if isinstance(exc, Exception):
+                    self._io.call(lambda: None, timeout=ABORT_TIMEOUT)  # after this the state is what the error says
             raise
         finally:
             life.mailbox.flush_by(ends)

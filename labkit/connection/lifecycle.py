@@ -307,7 +307,8 @@ class Lifecycle:
             self._closed(Trigger.ABANDON, clean=True)
             return
         self.io.release(self)
-        for wanted, waiter in list(self._watchers):  # no state has changed, but what they waited for is over
+        self._wake()  # no state has changed, but what they waited for is over
+        for wanted, waiter in list(self._watchers):
             if wanted is State.OPEN:
                 waiter.settle(error=self.not_connected())
 
@@ -375,6 +376,10 @@ class Lifecycle:
         self.state = after(self.state, trigger)
         if event is not None:
             self.emit(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake who waited for this state, and who waits for one that cannot come any more."""
         for wanted, waiter in list(self._watchers):
             if wanted is self.state:
                 waiter.settle()

@@ -405,8 +405,10 @@ def test_what_is_being_opened_again_can_be_waited_for_before_its_first_attempt(e
         bench.life.wait_for(State.OPEN, 0)
 
 
-@pytest.mark.parametrize("was_closed", [False, True])
-def test_who_waits_for_an_attempt_that_ends_before_it_begins_hears_why(was_closed):
+@pytest.mark.parametrize(
+    ("was_closed", "wanted"), [(False, State.OPEN), (True, State.OPEN), (True, State.CONNECTING), (True, State.FAILED)]
+)
+def test_who_waits_for_an_attempt_that_ends_before_it_begins_hears_why(was_closed, wanted):
     bench = Bench()
     if was_closed:
         bench.connect()
@@ -414,7 +416,7 @@ def test_who_waits_for_an_attempt_that_ends_before_it_begins_hears_why(was_close
         bench.life.link.goodbye(True)
     task, waiter = ConnectTask(), PendingCall()
     bench.life.begin_opening(task)
-    bench.life._watchers.append((State.OPEN, waiter))
+    bench.life._watchers.append((wanted, waiter))
     bench.life.on_abandoned(task, OSError("no such TLS file"))
     assert waiter.wait(0)
     with pytest.raises(NotConnected, match="no such TLS file"):
