@@ -116,7 +116,7 @@ class Channel:
 
         Reference: AMQP 0-9-1, sections 1.6 and 1.7 (exchange, queue).
         """
-        _check_entity("declare", what)
+        check_entity("declare", what)
         checked_flag("passive", passive)
         ends = time.monotonic() + checked_number("timeout", timeout)
         what = self._topology.present(what)
@@ -145,7 +145,7 @@ class Channel:
             if_empty: Only if the queue holds no message; else ChannelLost (406).
             timeout: Seconds.
         """
-        _check_entity("delete", what)
+        check_entity("delete", what)
         checked_flag("if_unused", if_unused)
         checked_flag("if_empty", if_empty)
         what = self._topology.present(what)
@@ -453,7 +453,8 @@ class Channel:
             raise ChannelLost(f"{what}: {exc}", reason=exc.reason) from exc.reason
 
 
-def _check_entity(verb: str, what: object) -> None:
+def check_entity(verb: str, what: object) -> None:
+    """Raise ConfigurationError if *what* is nothing that can be declared."""
     if not isinstance(what, Queue | Exchange | Binding):
         raise ConfigurationError(
             f"{verb}: a {type(what).__name__} is not allowed; allowed: a Queue, an Exchange or a Binding", field="what"

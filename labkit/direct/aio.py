@@ -19,13 +19,15 @@ from typing import Any, Self
 import pika
 import pika.exceptions as px
 
+from labkit.connection.channel import QueueState
 from labkit.connector.coroutines import AsyncBringup
 from labkit.connector.facts import Traffic
 from labkit.content.delivery import return_unsettled
-from labkit.content.failed_deliveries import EVERY_TIME, Handled, OnError, RetryCounts
-from labkit.content.sendable import frame_max_of, sendable
-from labkit.content.stream_position import offset_of
+from labkit.content.failed_deliveries import EVERY_TIME, OnError, RetryCounts
+from labkit.content.sendable import check_route, frame_max_of, sendable
+from labkit.direct.aio_consumer import Handler, Settler, work
 from labkit.direct.aio_link import CALL_TIMEOUT, CLOSE_TIMEOUT, AsyncLink, LinkChannel, settle
+from labkit.direct.aio_topology import declare_on
 from labkit.direct.confirming import ConfirmingChannel
 from labkit.direct.queues import NOT_FOUND, REPLY_TO, is_reply_address
 from labkit.errors import (
@@ -42,14 +44,21 @@ from labkit.errors import (
 )
 from labkit.events import ConnectionClosed, ConnectionLost, Dispatcher, Event, Listener
 from labkit.settings.settings import BrokerSettings, checked_settings
-from labkit.topology import EXPIRATION_MAX, Message
-from labkit.values import checked_callable, checked_flag, checked_name, checked_number, checked_prefetch, refused
+from labkit.topology import EXPIRATION_MAX, Binding, Exchange, Message, Queue
+from labkit.values import (
+    checked_callable,
+    checked_count,
+    checked_flag,
+    checked_name,
+    checked_number,
+    checked_prefetch,
+    refused,
+)
 from labkit.verdicts import why_cancelled
 from labkit.watched import Watched
 
 GIVE_BACK_TIMEOUT = 0.5  # seconds that the end of consume() waits for the broker to take its messages back
 
-Handler = Callable[[Message], object]
 Opened = Callable[["AsyncConnection"], object]
 Ended = Callable[["AsyncConnection", BaseException], object]
 
@@ -88,7 +97,7 @@ class AsyncConnection:
     ) -> None:
         self.settings = BrokerSettings() if settings is None else checked_settings(settings)
         self.prefetch = checked_prefetch(prefetch)
-        self.declare = checked_flag("declare", declare)
+        self._declares = checked_flag("declare", declare)
         self._on_open = _checked_callback("on_open", on_open)
         self._on_error = _checked_callback("on_error", on_error)
         self._on_close = _checked_callback("on_close", on_close)
@@ -149,8 +158,29 @@ class AsyncConnection:
                 self._tell(ConnectionClosed, clean=isinstance(reason, px.ConnectionClosedByClient))
                 self._on_close(self, reason)
 
-    async def publish(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> None:
+    async def declare(self, what: Queue | Exchange | Binding) -> QueueState | None:
+        """Declare a queue, an exchange or a binding as it is described, its arguments included.
+
+        Returns:
+            What the broker says of a queue; its name, if that was left to the broker. None for the others.
+
+        Raises:
+            ChannelLost: 406: it is there, and different; 404: what is to be bound is missing; 405: another
+                connection's own.
+            NotConnected: the link ended.
+        """
+        link = self._opened()
+        state = await declare_on(link, what)
+        if state is not None:
+            self._known.add(state.name)
+        return state
+
+    async def publish(
+        self, queue: str, message: Message | str | bytes, *, exchange: str = "", deadline: float = CALL_TIMEOUT
+    ) -> None:
         """Put *message* into *queue*, and return when the broker has confirmed it.
+
+        With *exchange*, one that is there, it goes to that with *queue* as its routing key, and no queue is looked for.
 
         *queue* may be the ``reply_to`` of a request, also where that is no queue (direct reply-to): then nobody says
         whether its caller is still there.
@@ -159,19 +189,22 @@ class AsyncConnection:
         round trip, not one a message. If it is cancelled, the message may or may not have arrived.
 
         Raises:
-            Unroutable: the queue does not exist.
+            Unroutable: the queue does not exist, or none is bound to the exchange for that key.
             PublishRejected: the broker said no; it may be full. MessageRefused: it will always say no.
             OutcomeUnknown: the link or the channel ended, or *deadline* seconds went by, before the broker answered.
             DeadlineExceeded: they went by before it was sent.
             ChannelLost, NotConnected: it was not sent; ``reason`` says what closed the channel or the link.
         """
-        checked_name("queue", queue)
+        if exchange:
+            check_route(exchange, queue, True)
+        else:
+            checked_name("queue", queue)
         whole = Message.of(message)
         if whole.reply_to == REPLY_TO:
             raise refused(
                 "message.reply_to", REPLY_TO, "a queue; call() sends a request whose answer comes without one"
             )
-        await self._publish(queue, whole, deadline)
+        await self._publish(queue, whole, deadline, exchange)
 
     async def call(self, queue: str, message: Message | str | bytes, *, deadline: float = CALL_TIMEOUT) -> Message:
         """Put *message* into *queue*, and return the answer to it: a remote procedure call, by direct reply-to.
@@ -207,7 +240,7 @@ class AsyncConnection:
         finally:
             self._answers.pop(request.correlation_id, None)
 
-    async def _publish(self, queue: str, message: Message, deadline: float) -> LinkChannel:
+    async def _publish(self, queue: str, message: Message, deadline: float, exchange: str = "") -> LinkChannel:
         """Publish, and return the channel that did; errors as :meth:`publish`."""
         message, properties = sendable(message, frame_max_of(self._link and self._link.raw))
         checked_number("deadline", deadline)
@@ -215,10 +248,10 @@ class AsyncConnection:
         confirm: asyncio.Future[None] | None = None
         try:
             async with asyncio.timeout(deadline):
-                if not is_reply_address(queue):
+                if not exchange and not is_reply_address(queue):
                     await self._find(link, queue)
                 channel = await self._confirming(link, hears_answers=message.reply_to == REPLY_TO)
-                confirm = channel.publish(queue, message, properties)
+                confirm = channel.publish(queue, message, properties, exchange)
                 await confirm
                 return channel.channel
         except Unroutable:
@@ -237,7 +270,14 @@ class AsyncConnection:
             raise OutcomeUnknown(text, message_id=message.message_id) from exc
 
     async def consume(
-        self, queue: str, handler: Handler, auto_ack: bool = False, *, on_error: OnError | None = None
+        self,
+        queue: str,
+        handler: Handler,
+        auto_ack: bool = False,
+        *,
+        on_error: OnError | None = None,
+        deliveries: bool = False,
+        concurrency: int = 1,
     ) -> None:
         """Call *handler* with each message, one at a time, until it is cancelled.
 
@@ -254,6 +294,10 @@ class AsyncConnection:
             auto_ack: Trade the messages for speed.
             on_error: How often a message whose handler raised goes back before it is rejected (to the dead-letter
                 exchange, else it is dropped), as for :class:`labkit.Consumer`. None: it always goes back.
+            deliveries: Call it with a :class:`Delivery`, which has the message, its routing key and its exchange, and
+                which it may settle itself; one that it leaves is acknowledged as above.
+            concurrency: How many handlers may be at work at once, up to ``prefetch``: messages then end in any order.
+                The first that raises cancels the others, whose messages go back, too.
 
         Raises:
             ChannelLost: the broker cancelled the consumer, or closed the channel; it says what is known of the cause.
@@ -262,6 +306,8 @@ class AsyncConnection:
         checked_name("queue", queue)
         checked_callable("handler", handler, "a function of one message")
         checked_flag("auto_ack", auto_ack)
+        checked_flag("deliveries", deliveries)
+        checked_count("concurrency", concurrency, self.prefetch)
         retry_counts = self._retry_counts.setdefault(
             on_error, RetryCounts(EVERY_TIME if on_error is None else on_error)
         )
@@ -270,7 +316,7 @@ class AsyncConnection:
         channel = await LinkChannel.open(link)
         inbox: asyncio.Queue[tuple[Any, pika.BasicProperties, bytes]] = asyncio.Queue()
         raw = channel.raw
-        settler = None if auto_ack else _Settler(channel, queue, retry_counts)
+        settler = Settler(channel, queue, retry_counts, auto_ack=auto_ack)
         raw.add_on_cancel_callback(lambda _: channel.close_soon(px.ConsumerCancelled()))
         try:
             await channel.ask("consume", lambda done: raw.basic_qos(prefetch_count=self.prefetch, callback=done))
@@ -280,15 +326,19 @@ class AsyncConnection:
                     queue, lambda _, *delivery: inbox.put_nowait(delivery), auto_ack=auto_ack, callback=done
                 ),
             )
-            worker = asyncio.create_task(_work(inbox, handler, settler))
-            either: set[asyncio.Future[Any]] = {worker, channel.ended}
+            workers = {
+                asyncio.create_task(work(inbox, handler, settler, deliveries=deliveries)) for _ in range(concurrency)
+            }
             try:
+                either: set[asyncio.Future[Any]] = {*workers, channel.ended}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                worker.cancel()
-                await asyncio.wait({worker})
-            if not worker.cancelled():
-                worker.result()  # raises what the handler raised
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.wait(workers)
+            for worker in workers:
+                if not worker.cancelled():
+                    worker.result()  # raises what the handler raised
             raise channel.lost("consume")
         except ChannelLost as exc:
             self._known.discard(queue)
@@ -296,7 +346,7 @@ class AsyncConnection:
                 raise await _cancelled(link, queue, exc.reason) from exc.reason
             raise
         finally:
-            if link.is_open and raw.is_open and settler is not None and settler.takes_back:
+            if link.is_open and raw.is_open and settler.takes_back:
                 return_unsettled(raw)
             await channel.close(GIVE_BACK_TIMEOUT)
 
@@ -378,7 +428,7 @@ class AsyncConnection:
                 await _declare(link, queue, passive=True)
             except ChannelLost as exc:
                 code = getattr(exc.reason, "reply_code", None)
-                if code == NOT_FOUND and self.declare:
+                if code == NOT_FOUND and self._declares:
                     await _declare(link, queue, passive=False)
                 elif code != 405:  # 405: it is there, another connection's; publishing to it is allowed
                     raise
@@ -415,51 +465,6 @@ async def _declare(link: AsyncLink, queue: str, *, passive: bool) -> None:
         )
     finally:
         channel.close_soon()
-
-
-class _Settler:
-    """Answers the broker for what a handler was called with."""
-
-    def __init__(self, channel: LinkChannel, queue: str, retry_counts: RetryCounts) -> None:
-        self._raw = channel.raw
-        self._queue = queue
-        self._retry_counts = retry_counts
-        self.takes_back = True  # what is not acknowledged; a stream does not
-
-    def succeeded(self, message: Message, method: Any) -> None:
-        if self._raw.is_open:
-            self._raw.basic_ack(method.delivery_tag)
-        if self._retry_counts:
-            self._retry_counts.succeeded(self._handled(message, method))
-
-    def failed(self, message: Message, method: Any) -> None:
-        may_come_again = self._retry_counts.failed(self._handled(message, method))
-        if self._raw.is_open and self.takes_back:
-            # Not left to the end of the channel: that does not count towards a quorum queue's delivery limit.
-            self._raw.basic_reject(method.delivery_tag, requeue=may_come_again)
-
-    def _handled(self, message: Message, method: Any) -> Handled:
-        return Handled(message, method.exchange, method.routing_key, self._queue, method.redelivered)
-
-
-async def _work(inbox: asyncio.Queue[Any], handler: Handler, settler: _Settler | None) -> None:
-    worker = asyncio.current_task()
-    while worker is None or not worker.cancelling():  # a handler may have swallowed our cancellation
-        method, properties, body = await inbox.get()
-        message = Message.received(properties, body)
-        if settler is not None and offset_of(message) is not None:
-            settler.takes_back = False
-        try:
-            outcome = handler(message)
-            if inspect.isawaitable(outcome):
-                await outcome
-        except Exception:  # not a cancellation
-            if settler is not None:
-                settler.failed(message, method)
-            raise
-        if settler is not None:
-            settler.succeeded(message, method)
-        await asyncio.sleep(0)  # after a plain handler the loop needs its turn: for heartbeats, or for our cancellation
 
 
 def _request(message: Message | str | bytes, deadline: float) -> Message:

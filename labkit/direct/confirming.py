@@ -26,8 +26,13 @@ class AwaitedConfirm:
     queue: str
     message: Message
     confirm: asyncio.Future[None]
-    is_returned: bool = False
     exchange: str = ""  # the default one, where the routing key is the queue's name
+    is_returned: bool = False
+
+    @property
+    def where(self) -> str:
+        """Where it goes, for a text."""
+        return f"{self.queue!r} of exchange {self.exchange!r}" if self.exchange else repr(self.queue)
 
     @property
     def size(self) -> int:
@@ -70,23 +75,26 @@ class ConfirmingChannel:
         # Direct reply-to demands it. labkit: ignore[auto-ack]
         await self.channel.ask("call", lambda done: raw.basic_consume(REPLY_TO, hear, auto_ack=True, callback=done))
 
-    def publish(self, queue: str, message: Message, properties: pika.BasicProperties) -> asyncio.Future[None]:
+    def publish(
+        self, queue: str, message: Message, properties: pika.BasicProperties, exchange: str = ""
+    ) -> asyncio.Future[None]:
         """Send *message*; the future is done when the broker has confirmed it, and fails when it has not."""
+        is_mandatory = bool(exchange) or not is_reply_address(queue)
         try:
-            self.channel.raw.basic_publish("", queue, message.body, properties, mandatory=not is_reply_address(queue))
+            self.channel.raw.basic_publish(exchange, queue, message.body, properties, mandatory=is_mandatory)
         except px.AMQPError as exc:
             raise self.channel.lost("publish") from exc
         self._count += 1  # only now: what could not be sent has no number
         confirm = self.channel.promise()
-        self._sent[self._count] = AwaitedConfirm(queue, message, confirm)
+        self._sent[self._count] = AwaitedConfirm(queue, message, confirm, exchange)
         return confirm
 
     def _on_return(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         # A return has no number, but it comes before the confirm. Two messages that are equal in all three are the
         # same to whoever reads them, so it does not matter which of them we say was returned.
         for sent in self._sent.values():
-            key = (sent.queue, sent.message.message_id, sent.message.body)
-            if not sent.is_returned and key == (method.routing_key, properties.message_id, body):
+            key = (sent.exchange, sent.queue, sent.message.message_id, sent.message.body)
+            if not sent.is_returned and key == (method.exchange, method.routing_key, properties.message_id, body):
                 sent.is_returned = True
                 return
 
@@ -96,7 +104,7 @@ class ConfirmingChannel:
             named, is_certain = suspects(self._sent.values(), reason)
             for sent in named if is_certain else ():
                 if not sent.confirm.done():
-                    sent.confirm.set_exception(refusal(reason, exchange="", routing_key=sent.queue))
+                    sent.confirm.set_exception(refusal(reason, exchange=sent.exchange, routing_key=sent.queue))
 
     def _on_outcome(self, frame: Any) -> None:
         tag, is_last_of_many = frame.method.delivery_tag, frame.method.multiple
@@ -105,10 +113,10 @@ class ConfirmingChannel:
             if sent.confirm.done():
                 continue  # its publish() was cancelled, or took too long
             if isinstance(frame.method, pika.spec.Basic.Nack):
-                text = f"the broker did not take the message for {sent.queue!r}"
+                text = f"the broker did not take the message for {sent.where}"
                 sent.confirm.set_exception(PublishRejected(text))
             elif sent.is_returned:
-                text = f"no queue {sent.queue!r}: the broker returned the message"
-                sent.confirm.set_exception(Unroutable(text, routing_key=sent.queue))
+                text = f"no queue {'for ' if sent.exchange else ''}{sent.where}: the broker returned the message"
+                sent.confirm.set_exception(Unroutable(text, exchange=sent.exchange, routing_key=sent.queue))
             else:
                 sent.confirm.set_result(None)
