@@ -1,8 +1,9 @@
-"""Consume so that nothing is lost: manual acknowledgement, one thread for the handler, and on again after a lost link.
+"""Consume so that nothing is lost: manual acknowledgement, threads for the handler, and on again after a lost link.
 
 This is the side that the user's threads see; what happens on the I/O thread is ``labkit.messaging.consumer_io``.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,17 +23,19 @@ from labkit.messaging.consumer_io import ConsumerRole, Handler
 from labkit.messaging.tally import ConsumeTally
 from labkit.settings.settings import BrokerSettings
 from labkit.topology import Binding, Queue
-from labkit.values import checked_callable, checked_name, checked_number, checked_prefetch
+from labkit.values import checked_callable, checked_count, checked_name, checked_number, checked_prefetch
 from labkit.watched import Watched
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Consumer(RecoveringFacade[ConsumerRole]):
     """Have *handler* called with every :class:`Delivery` of a queue, through lost links, until :meth:`close`.
 
     The handler runs on a thread of this consumer's own, one message after the other, so a slow one delays no
-    heartbeat; at most ``prefetch`` messages wait for it here. It **settles** each delivery (``ack``, ``nack``,
-    ``reject``), or has another thread do it: one that it forgets stays with this consumer until the end, and after
-    ``prefetch`` of them nothing more comes.
+    heartbeat; with *workers*, so many run at once. At most ``prefetch`` messages wait for it here. It **settles** each
+    delivery (``ack``, ``nack``, ``reject``), or has another thread do it: one that it forgets stays with this consumer
+    until the end, and after ``prefetch`` of them nothing more comes.
 
     After a lost link, and when the broker cancels the consumer (its queue was deleted, its node went away, the handler
     took longer than the broker's consumer timeout), it consumes again by itself,
@@ -58,7 +61,9 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         bindings: What is bound to the queue, right after it is there, on the consumer's own connection, and whenever
             it is declared again. A binding without a destination means this queue; one to anything else is refused.
             What a consumer declares is there as long as the consumer is open, whoever deletes it.
-        prefetch: Messages that the broker sends ahead, 1 to 65535.
+        prefetch: Messages that the broker sends ahead, 1 to 65535; not below *workers*.
+        workers: How many messages are handled at once, each on a thread of its own. With more than one they are begun
+            in order and end in any; the handler must be thread-safe then.
         on_error: What is done with a delivery whose handler raised and did not settle it. ``RetryTimes(n)``: back to
             the queue *n* times, then it is rejected. "requeue-once" is ``RetryTimes(1)``, "reject" ``RetryTimes(0)``.
             Rejected messages go to the queue's dead-letter exchange; without one **they are dropped**. Failures of
@@ -83,6 +88,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         *,
         bindings: Iterable[Binding] = (),
         prefetch: int = 10,
+        workers: int = 1,
         on_error: OnError = "requeue-once",
         auto_ack: bool = False,
         arguments: Mapping[str, Any] | None = None,
@@ -98,6 +104,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
             checked_name("queue", queue)
         checked_callable("handler", handler, "a function of one delivery")
         checked_prefetch(prefetch)
+        self._workers = checked_count("workers", workers, prefetch)
         self._bindings = _checked_bindings(queue, bindings, self.connection.settings.frame_max)
         self._queue, self._handler, self._prefetch = queue, handler, prefetch
         self._options = ConsumeOptions(auto_ack=auto_ack, exclusive=exclusive, arguments=arguments, tag=tag)
@@ -129,7 +136,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         role = self._role
         if role is None or role.life is not self.connection._life:  # a child process has its parent's
             return False
-        return role.thread == threading.get_ident()
+        return threading.get_ident() in role.threads
 
     @property
     def handled(self) -> int:
@@ -157,8 +164,9 @@ class Consumer(RecoveringFacade[ConsumerRole]):
     def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """Take no more, let the handler finish what it is at, give the rest back, and close the channel.
 
-        A handler that is not done within *timeout* seconds goes on, but its message is delivered again. From inside
-        the handler this returns at once, and the end comes when the handler has returned.
+        A handler that is not done within *timeout* seconds goes on, but its message is delivered again: how many those
+        are is logged, as a warning. From inside the handler this returns at once, and the end comes when the handler
+        has returned; with *workers*, all of them.
         """
         checked_number("timeout", timeout)
         role = self._role
@@ -170,7 +178,9 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         role.mailbox.put(lambda: self._end(role, timeout))
 
     def _end(self, role: ConsumerRole, timeout: float) -> None:
-        """Close the channel, then the connection if it is ours; on the handler's thread, after the handler."""
+        """Close the channel, then the connection if it is ours; on a thread of the handler's, after the handler."""
+        if self._workers > 1:  # else this is its thread
+            _drain(role, timeout * (1 - CLOSE_SHARE))
         self._stop(role, timeout * (1 - CLOSE_SHARE))
         self._close_connection(timeout * CLOSE_SHARE)
 
@@ -190,6 +200,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
             position=self._position,
             tally=self._tally,
             at_once=self._at_once,
+            workers=self._workers,
         )
         return self._last
 
@@ -199,9 +210,18 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         try:
             role.life.io.post(lambda: role.cancel(waiter))
             waiter.wait(done_by - time.monotonic())
-            role.mailbox.flush(done_by - time.monotonic())
+            _drain(role, done_by - time.monotonic())
         finally:
             self._stop(role, max(0.0, ends - time.monotonic()))
+
+
+def _drain(role: ConsumerRole, timeout: float) -> None:
+    """Wait for the handlers at work; say what was not done in time."""
+    if role.mailbox.flush(timeout) or not (left := len(role.threads)):
+        return
+    what = f"{'1 handler is' if left == 1 else f'{left} handlers are'} still at work after {max(0.0, timeout):.1f} s"
+    then = "" if role.options.auto_ack else "; what was not settled is delivered again"
+    LOGGER.warning("closing the consumer of %r: %s%s", role.queue, what, then)
 
 
 def _checked_bindings(queue: str | Queue, bindings: object, frame_max: int) -> tuple[Binding, ...]:

@@ -4,6 +4,7 @@ Its role, ``labkit.messaging.consumer_io``, decides what follows when it has end
 """
 
 import datetime
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,8 @@ class ConsumingChannel(RoleChannel):
         self.tag = ""
         self.waiting: dict[int, Delivery] = {}  # queued for the handler, by delivery tag
         self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
-        self.is_at_work = False  # the handler has a delivery of this channel, or is about to
+        self._at_work: set[int] = set()  # threads on which the handler has a delivery of this channel, or is about to
+        self._closes_when_idle = False
         self._role = role  # a ConsumerRole, whose module imports this one
         self.is_stream = False  # a stream takes nothing back
         self._is_stopping = False
@@ -47,6 +49,17 @@ class ConsumingChannel(RoleChannel):
     def in_hand(self) -> Iterable[Step]:
         """The step that the broker has not answered."""
         return () if self.is_ready else (self._step,)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the handler has a delivery of this channel, or is about to."""
+        return bool(self._at_work)
+
+    def close_when_idle(self) -> None:
+        """Close it when the handler has returned: its present deliveries may still be settled on it."""
+        self._closes_when_idle = True
+        if not self._at_work:
+            self.close()
 
     def cancel(self, waiter: PendingCall) -> None:
         """Have no more delivered, and give back what the handler has not begun; then settle *waiter*."""
@@ -184,12 +197,15 @@ class ConsumingChannel(RoleChannel):
             role.mailbox.put(QueuedDelivery(self, tag))
 
     def hand_over(self, tag: int) -> None:
-        """Call the handler with what waits under *tag*; on the consumer's own thread."""
-        self.is_at_work = True  # before it is taken: see ConsumerRole.cancelled()
+        """Call the handler with what waits under *tag*; on one of the consumer's own threads."""
+        me = threading.get_ident()
+        self._at_work.add(me)  # before it is taken: see close_when_idle()
         try:
             self._role.handle(self.waiting.pop(tag, None))
         finally:
-            self.is_at_work = False
+            self._at_work.discard(me)
+            if self._closes_when_idle and not self._at_work:
+                self.link.io.post(self.close)
 
     def forget_waiting(self) -> None:
         """The broker delivers it again: it must not take up the places of what comes on the next channel."""

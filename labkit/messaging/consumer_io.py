@@ -15,6 +15,7 @@ from collections.abc import Callable
 import pika.exceptions as px
 
 from labkit.concurrency.bell import PendingCall
+from labkit.concurrency.guard import guard
 from labkit.connection.blame import Step, declaring
 from labkit.connection.channel_consumer import WAITING_MAX
 from labkit.connection.consume_options import ConsumeOptions
@@ -31,6 +32,7 @@ from labkit.errors import ChannelLost, LabkitError, classify, describe
 from labkit.messaging.base import RecoveringRole
 from labkit.messaging.consumer_channel import ConsumingChannel
 from labkit.messaging.tally import ConsumeTally
+from labkit.messaging.workers import Workers
 from labkit.retry import STABLE_AFTER, Backoff
 from labkit.topology import Binding, Queue
 
@@ -65,6 +67,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         bindings: tuple[Binding, ...] = (),
         tally: ConsumeTally | None = None,
         at_once: Callable[[Delivery], bool] | None = None,
+        workers: int = 1,
     ) -> None:
         super().__init__(life, facade)
         self._bindings = bindings
@@ -74,12 +77,18 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         self.options = options
         self.position = position  # in a stream
         # The prefetch, and ends of channels; with auto-ack the broker sends on, whatever waits here.
-        self.mailbox = Mailbox("labkit-consumer", limit=math.inf if options.auto_ack else 2 * WAITING_MAX)
+        limit = math.inf if options.auto_ack else 2 * WAITING_MAX
+        self.mailbox: Mailbox | Workers = (
+            Mailbox("labkit-consumer", limit=limit)
+            if workers == 1
+            else Workers("labkit-consumer", workers, limit=limit)
+        )
         self.tally = ConsumeTally() if tally is None else tally
         self.dropped_acks = 0
         self.handled = 0
         self.failures = 0
-        self.thread: int | None = None  # the one that the handler runs on now
+        self.threads: set[int] = set()  # those that the handler runs on now
+        self._counting = guard()  # handlers may return at the same moment
         self.is_stopping = False  # begin nothing any more; set from any thread
         self._handler = handler
         self._at_once = at_once
@@ -179,10 +188,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
             link = channel.link
             self.channel = None
             channel.forget_waiting()
-            if channel.is_at_work:  # the handler's present delivery may still be settled on it
-                self.mailbox.put(lambda: self.life.io.post(channel.close))
-            else:
-                channel.close()
+            channel.close_when_idle()
             self._try_again(link)
 
     def begin_again(self, channel: ConsumingChannel) -> None:
@@ -271,12 +277,11 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         except Exception:
             LOGGER.exception("a delivery of %r was not handled at once", self.queue)
             return delivery.is_settled
-        self.handled += is_handled
-        self.tally.handled += is_handled
+        self._count(handled=is_handled)
         return is_handled
 
     def handle(self, delivery: Delivery | None) -> None:
-        """Call the handler; on the consumer's own thread. None: the delivery was given back meanwhile."""
+        """Call the handler; on one of the consumer's own threads. None: the delivery was given back meanwhile."""
         if delivery is None:
             return
         if self.is_stopping and not delivery.is_settled:
@@ -284,21 +289,26 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
                 with contextlib.suppress(LabkitError):
                     delivery.nack(requeue=True)
             return
-        self.thread = threading.get_ident()
+        me = threading.get_ident()
+        self.threads.add(me)
         try:
-            handled = handle(delivery, self._call, self._retry_counts, lambda: not self.is_stopping)
-            self.handled += handled
-            self.tally.handled += handled
+            self._count(handled=handle(delivery, self._call, self._retry_counts, lambda: not self.is_stopping))
         finally:
-            self.thread = None
+            self.threads.discard(me)
 
     def _call(self, delivery: Delivery) -> None:
         try:
             self._handler(delivery)
         except BaseException:
-            self.failures += 1
-            self.tally.failed += 1
+            self._count(failed=True)
             raise
+
+    def _count(self, *, handled: bool = False, failed: bool = False) -> None:
+        with self._counting:
+            self.handled += handled
+            self.tally.handled += handled
+            self.failures += failed
+            self.tally.failed += failed
 
     def _refuse(self, reason: BaseException) -> None:
         """Fail who waits for messages, and who will."""

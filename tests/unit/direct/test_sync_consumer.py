@@ -69,7 +69,7 @@ def test_what_waited_on_a_channel_that_is_gone_takes_no_place_from_the_next_ones
         role.channel = ConsumingChannel(link, role, lambda told: None)
         deliver(role.channel, *(f"{number} {place}".encode() for place in range(PREFETCH)))
         if number == 0:
-            until(lambda: role.thread is not None)
+            until(lambda: role.threads)
         if number < 2:
             end(role, role.channel)
     go.set()
