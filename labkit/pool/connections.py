@@ -155,7 +155,7 @@ class ConnectionPool(Pool[Connection]):
         max_idle: Seconds without use after which a connection above ``min_size`` is closed.
         max_lifetime: Seconds after which a connection is replaced: up to 5 % less, so that not all go at once.
         check: Called with the connection at every checkout, in the caller's thread; if it raises, another one is tried.
-            None: ``is_open``, which the I/O thread keeps honest.
+            None: ``is_open``, which the I/O thread keeps honest. ``labkit.pool.ask_broker`` asks the broker.
         configure: Called with every new connection, on the pool's thread; if it raises, the connection is not used.
         reset: Called with every connection that comes back, before the next borrower gets it, on a thread of the pool's
             own; the checkin does not wait for it. What the borrower left open is closed by then. If it raises, the
