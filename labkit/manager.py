@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 from labkit.concurrency.bell import Flag
 from labkit.concurrency.guard import guard
 from labkit.connection.channel import Channel
-from labkit.connection.connection import CHANNEL_TIMEOUT, RETRY_REFUSED, Connection
+from labkit.connection.connection import CHANNEL_TIMEOUT, RETRY_REFUSED, SECRET_TIMEOUT, Connection
 from labkit.connection.states import State
 from labkit.connection.topology_record import Topology
 from labkit.content.failed_deliveries import OnError
 from labkit.content.sendable import check_route
+from labkit.errors import DeadlineExceeded, NotConnected
 from labkit.event_log import log_event
 from labkit.events import ConnectionGivenUp, Dispatcher, Event, Listener
 from labkit.manager_parts import LATE_TIMEOUT, ConsumingConnection, ManagedConnection, ManagerResources, SharedRecord
@@ -297,6 +298,29 @@ class ConnectionManager:
         consumer = Consumer(parts.consuming, queue, handler, bindings=bindings, prefetch=chosen, on_error=on_error)
         parts.consume(consumer, self.settings.connect_deadline)
         return consumer
+
+    def update_secret(self, secret: str, reason: str = "", *, timeout: float = SECRET_TIMEOUT) -> None:
+        """Log both connections in with *secret* from now on; see :meth:`Connection.update_secret`.
+
+        Args:
+            secret: The new password or token. Nothing shows it.
+            reason: Why, for the broker: up to 255 bytes.
+            timeout: Seconds for both answers together.
+
+        Raises:
+            NotConnected, DeadlineExceeded: as there, of the first connection that failed; both keep the secret.
+            ConfigurationError: an invalid argument.
+        """
+        ends = time.monotonic() + checked_number("timeout", timeout)
+        parts, failed = self._parts, None
+        for each in (parts.publishing, parts.consuming):
+            try:
+                each.update_secret(secret, reason, timeout=max(0.0, ends - time.monotonic()))
+            except (NotConnected, DeadlineExceeded) as exc:
+                failed = failed or exc
+        self.settings = self.settings.replace(password=secret)
+        if failed is not None:
+            raise failed
 
     def channel(self, *, confirm: bool = False, timeout: float = CHANNEL_TIMEOUT) -> Channel:
         """Return a new channel on the publishing connection, to declare, bind, look and get. It never recovers.

@@ -31,8 +31,13 @@ class LogIn:
         """Call the function; *deliver* gets the answer, on another thread."""
         with self._lock:
             is_asked, self._deliver = self._deliver is not None, deliver
-        if not is_asked:
+        if is_asked:
+            return
+        try:
             threading.Thread(target=self._ask, name="labkit-credentials", daemon=True).start()
+        except RuntimeError:  # the process has too many threads
+            self._deliver = None
+            raise
 
     def _ask(self) -> None:
         try:

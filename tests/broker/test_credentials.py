@@ -15,13 +15,15 @@ from labkit import (
     ConnectionManager,
     ConnectionPool,
     NotConnected,
+    Queue,
     State,
 )
 from labkit.retry import Backoff
-from labkit.wire import Stall
+from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, through_a_proxy
 from tests.broker.drivers import ALL, ask, ask_all
 from tests.broker.test_texts_of_the_broker import PASSWORD, limited_user
+from tests.view import until
 
 pytestmark = pytest.mark.broker
 
@@ -145,6 +147,28 @@ def test_an_open_connection_takes_a_new_secret_and_later_links_are_opened_with_i
         connection.wait_for(State.OPEN, timeout=10)
         shown = f"{timeline.events} {connection.status()} {connection.settings} {connection} {caplog.text}"
     assert NEXT_PASSWORD not in shown
+
+
+def test_a_manager_gives_the_secret_to_both_connections_and_to_those_after_its_next_open(view, settings):
+    got = []
+
+    def handle(delivery):
+        got.append(delivery.body)
+        delivery.ack()
+
+    with limited_user(view, settings) as user, Proxy(user) as proxy:
+        manager = ConnectionManager(proxy.settings(heartbeat=2), backoff=QUICK, retry_refused=0.0)
+        with manager:
+            manager.consume(Queue("work"), handle)
+            manager.publish("", "work", "1").result(20)
+            rotate(view, user, NEXT_PASSWORD)
+            manager.update_secret(NEXT_PASSWORD)
+            proxy.cut()
+            manager.publish("", "work", "2").result(20)
+            until(lambda: got == [b"1", b"2"])
+        with manager:
+            manager.publish("", "work", "3").result(20)
+        assert NEXT_PASSWORD not in repr(manager.settings)
 
 
 def test_a_wrong_secret_shows_at_the_next_login_only(view, settings):
