@@ -97,6 +97,26 @@ class NotebookPage:
         chosen = f'body[data-jp-theme-light="{"false" if dark else "true"}"]'
         self.page.locator(chosen).wait_for(state="attached", timeout=TIMEOUT)
 
+    def save(self) -> None:
+        self.page.keyboard.press("Control+s")
+        expect(self.page.locator(".jp-mod-dirty")).to_have_count(0, timeout=TIMEOUT)
+
+    def load_again(self) -> None:
+        """What the browser's reload does; the kernel lives on."""
+        self.page.reload()
+        self.wait_until_ready()
+
+    def restart_kernel(self) -> None:
+        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        self.page.get_by_role("menuitem", name=re.compile("^Restart Kernel…")).first.click()
+        self.page.locator(".jp-Dialog .jp-mod-accept").click(timeout=TIMEOUT)
+        expect(self.page.locator(".jp-Dialog")).to_have_count(0, timeout=TIMEOUT)
+
+    def wait_until_ready(self) -> None:
+        """Until the cells are there, and the kernel."""
+        self.notebook.locator(".jp-Cell").first.wait_for(timeout=TIMEOUT)
+        expect(self.page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
+
     def choose(self, question: str, choice: str) -> None:
         """Click a choice of a question, as a learner does."""
         view = self.notebook.locator(".jp-OutputArea-output", has_text=question).first
@@ -181,7 +201,6 @@ def page_of(server: NotebookServer, name: str, *, size: tuple[int, int] = (1280,
     """A page that shows one of the server's notebooks, its kernel ready; the kernel ends with it."""
     errors: list[str] = []
     with browser_page(server, name, size=size, errors=errors) as page:
-        notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-        notebook.locator(".jp-Cell").first.wait_for(timeout=TIMEOUT)
-        expect(page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
-        yield NotebookPage(page, notebook, errors)
+        opened = NotebookPage(page, page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)"), errors)
+        opened.wait_until_ready()
+        yield opened

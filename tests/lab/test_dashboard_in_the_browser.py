@@ -133,3 +133,57 @@ def test_two_at_once_show_their_own_and_end_with_their_labs(page):
     page.run_cell("threads of labkit")
     says(first, "Ended: the lab is closed.")
     assert "threads of labkit: []" in page.text()
+
+
+def test_a_page_that_is_loaded_again_goes_on_live(page):
+    page.run_cell("connection = Connection")
+    board = boards_of(page).first
+    says(board, "1 OPEN")
+    page.save()
+    page.load_again()
+    says(board, "1 OPEN")
+    press(board, "Refuse")
+    press(board, "Cut")
+    says(board, "1 WAITING")
+
+
+def test_a_page_that_is_loaded_again_and_was_not_saved_shows_the_same_dashboard_when_its_cell_is_run_again(page):
+    page.run_cell("connection = Connection")
+    says(boards_of(page).first, "1 OPEN")
+    page.page.on("dialog", lambda dialog: dialog.accept())  # JupyterLab asks whether to leave what is not saved
+    page.load_again()
+    expect(boards_of(page)).to_have_count(0)
+    page.run_cell("lab.dashboard()")
+    says(boards_of(page).first, "1 OPEN")
+
+
+def test_a_dashboard_whose_kernel_was_restarted_stands_still_and_says_what_to_do(page):
+    page.run_cell("connection = Connection")
+    board = boards_of(page).first
+    says(board, "1 OPEN")
+    page.restart_kernel()
+    says(board, "what is shown is old. After a restart, run the cell again.")
+    page.screenshot(PICTURES / "dashboard-restarted.png")
+    before = picture_of(board)
+    page.page.wait_for_timeout(2500)  # the time axis would have moved twice
+    assert picture_of(board) == before
+    assert board.locator("canvas").evaluate("canvas => canvas.style.opacity") == "0.4"
+    page.wait_until_ready()
+    page.run_above("pool = ConnectionPool")
+    says(boards_of(page).first, "No alert. 1 OPEN")
+    expect(boards_of(page)).to_have_count(1)
+
+
+def test_what_was_saved_of_a_dashboard_does_not_look_alive_after_a_restart_and_a_reload(page):
+    page.restart_kernel()
+    page.save()
+    page.load_again()
+    expect(page.notebook.get_by_text("Error displaying widget: model not found")).to_be_visible(timeout=TIMEOUT)
+    expect(boards_of(page)).to_have_count(0)
+    page.errors.clear()  # JupyterLab's own, of that model
+    page.run_above("connection = Connection")
+    says(boards_of(page).first, "no connection yet")
+
+
+def picture_of(board: Locator) -> str:
+    return board.locator("canvas").evaluate("canvas => canvas.toDataURL()")

@@ -17,7 +17,7 @@ from labkit.lab.generated import WORDS_A_MINUTE, to_do, to_read
 from labkit.lab.notebook_file import read
 from labkit.lab.server import NotebookServer
 from tests.lab import jupyter_page
-from tests.lab.jupyter_page import KERNEL_IDLE, TIMEOUT, NotebookPage
+from tests.lab.jupyter_page import TIMEOUT, NotebookPage
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / ".lab" / "pictures"
@@ -61,8 +61,7 @@ def test_the_first_message_is_confirmed_within_three_minutes_and_a_click_breaks_
         before = FIRST_START + 60 * len(above.split()) / WORDS_A_MINUTE
         link.click()
         lesson = NotebookPage(page, page.locator(".jp-NotebookPanel", has_text="Send one confirmed message"))
-        lesson.notebook.locator(".jp-Cell").first.wait_for(timeout=TIMEOUT)
-        expect(page.get_by_role("button", name=KERNEL_IDLE)).to_be_visible(timeout=TIMEOUT)
+        lesson.wait_until_ready()
 
         lesson.run_above(MESSAGE)
         lesson.run_cell(MESSAGE)

@@ -29,7 +29,9 @@ export default {
         let offset = 0, heard = 0, over = false, begun = false, spoken = 0, wanted = false, dirty = true;
 
         const of = kind => [...table].filter(([key]) => key.startsWith(kind + "/")).map(([key, value]) => [key.slice(kind.length + 1), value]);
-        const now = () => Date.now() / 1000 + offset;
+        const isStale = () => begun && !over && Date.now() / 1000 - heard > STALE;
+        // What is old stands still: a bar that grew on would say that the kernel knows.
+        const now = () => (isStale() ? heard : Date.now() / 1000) + offset;
 
         function hear(message) {
             begun = begun || Boolean(message.whole);
@@ -60,7 +62,6 @@ export default {
         }
 
         function say() {
-            const silent = Date.now() / 1000 - heard;
             const alerts = of("alert"), shown = of("lane"), states = new Map();
             for (const [, [, state]] of shown) states.set(state, (states.get(state) || 0) + 1);
             const words = [...states].map(([state, count]) => `${count} ${state}`).join(", ") || "no connection yet";
@@ -69,7 +70,7 @@ export default {
             if (broker && broker !== "running") text = `The broker: ${broker}. ${text}`;
             if (over) text = `Ended: the lab is closed. ${text}`;
             else if (!begun) text = "Waiting for the kernel. If that lasts, run the cell again.";
-            else if (silent > STALE) text = "No news from the kernel: what is shown is old.";
+            else if (isStale()) text = "No news from the kernel: what is shown is old. After a restart, run the cell again.";
             // At most once a second: a storm of changes would have a screen reader speak without end.
             if (text !== status.textContent && Date.now() - spoken > 1000) { status.textContent = text; spoken = Date.now(); }
             dirty = text !== status.textContent;
@@ -112,12 +113,13 @@ export default {
             const pen = canvas.getContext("2d");
             pen.setTransform(ratio, 0, 0, ratio, 0, 0);
             pen.clearRect(0, 0, width, height);
+            canvas.style.opacity = isStale() ? 0.4 : 1;
             pen.font = "12px sans-serif"; pen.textBaseline = "middle";
             const end = now(), left = LABEL, right = width - NOW, x = at => Math.max(left, right - (end - at) / WINDOW * (right - left));
             const text = (words, at, y, paint = "text") => { pen.fillStyle = shade(paint); pen.fillText(words, at, y); };
             for (let second = 0; second <= WINDOW; second += 15) {
                 pen.fillStyle = shade("rule"); pen.fillRect(x(end - second), TOP - 6, 1, height - TOP);
-                text(second ? `-${second} s` : "now", x(end - second) - (second ? 12 : 10), 8, "grey");
+                text(second ? `-${second} s` : isStale() ? "last" : "now", x(end - second) - (second ? 12 : 10), 8, "grey");
             }
             let y = TOP + ROW / 2;
             for (const [key, [name, state]] of picked) {

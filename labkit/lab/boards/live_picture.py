@@ -6,12 +6,13 @@ all pictures (:mod:`labkit.wire.svg`); no colour carries a meaning alone.
 
 from __future__ import annotations
 
+import contextvars
 from pathlib import Path
 from typing import Any, Final
 
 import anywidget
 
-from labkit.lab.boards.dashboard import Dashboard
+from labkit.lab.boards.dashboard import Dashboard, Difference
 from labkit.wire.svg import PALETTE
 
 SCRIPT: Final = Path(__file__).with_suffix(".js")
@@ -40,15 +41,33 @@ class LivePicture(anywidget.AnyWidget):
     def __init__(self, dashboard: Dashboard) -> None:
         super().__init__()
         self._dashboard = dashboard
+        self._context = _of_no_request()
         self.on_msg(self._asked)
-        dashboard.listeners.append(self.send)
+        dashboard.listeners.append(self._tell)
 
     def _asked(self, _widget: Any, content: Any, _buffers: Any) -> None:
         if content == "whole":
-            self.send(self._dashboard.whole())
+            self._tell(self._dashboard.whole())
+
+    def _tell(self, found: Difference) -> None:
+        self._context.copy().run(self.send, found)  # a copy: two threads cannot be in one context
 
     def close(self) -> None:
         """Follow no more, and end what the browser has of it."""
-        if self.send in self._dashboard.listeners:
-            self._dashboard.listeners.remove(self.send)
+        if self._tell in self._dashboard.listeners:
+            self._dashboard.listeners.remove(self._tell)
         super().close()
+
+
+def _of_no_request() -> contextvars.Context:
+    """Return a context in which nothing that is sent answers a request of the browser.
+
+    ipykernel 7.4 takes a thread's message for an answer to the kernel's latest request, whatever that was, and hands
+    what the browser asks afterwards to the subshell of that one. JupyterLab makes a subshell as it loads a page and
+    ends it again: then nobody is left there to hear.
+    """
+    context = contextvars.copy_context()
+    for variable in context:
+        if variable.name == "shell_parent":
+            context.run(variable.set, {})
+    return context
