@@ -16,20 +16,19 @@ import pika.exceptions as px
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY
-from labkit.connection.channel_confirms import Confirms
+from labkit.connection.channel_confirms import Confirms, returned_event
 from labkit.connection.channel_consumer import ChannelConsumer
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.link import Link
 from labkit.connection.topology_record import TopologyRecord
-from labkit.connector.private_pika import BASIC_PUBLISH, closing_method, ignore_late_deliveries, unsent_bytes
-from labkit.content.delivery import Delivery, check_not_settled, return_unsettled
+from labkit.connector.private_pika import BASIC_PUBLISH, closing_method, ignore_late_deliveries
+from labkit.content.delivery import Delivery, Settlements, return_unsettled
 from labkit.errors import ChannelLost, ConfigurationError, LabkitError, LeaseError, describe
-from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled, MessageReturned
+from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled
 from labkit.topology import Message
 
 LOGGER = logging.getLogger(__name__)
-UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
-UNSENT_PAUSE = 0.02  # seconds between two looks at them
+UNSENT_PAUSE = 0.02  # seconds between two looks at the bytes that wait for the socket
 JUST_PUBLISHED = 5.0  # seconds in which the broker ends a link over a message; it takes milliseconds
 # What Pika and Python raise for a value that does not fit AMQP (a long name, an odd header); nothing was sent.
 NOT_SENDABLE = (
@@ -78,7 +77,7 @@ class ChannelIo:
         self.confirms = Confirms() if confirm else None
         self._has_delivered = False
         self._facade = weakref.ref(facade)
-        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
+        self._settlements = Settlements()
         self._unsettled: dict[int, ChannelConsumer | None] = {}  # by delivery tag, with whose they are; None: of a get
         self.io = link.io
         self.pika: Any = None
@@ -110,7 +109,7 @@ class ChannelIo:
         if self.is_closed:
             request.waiter.settle(error=self.lost())
             return
-        if request.is_publish and (self._held or not self._may_publish()):
+        if request.is_publish and (self._held or not self.link.may_publish):
             self._held.append(request)
             self._look_again()
             return
@@ -186,7 +185,7 @@ class ChannelIo:
 
     def resume(self) -> None:
         """Send the publishes that were held back, as far as they may go."""
-        while self._held and self._may_publish():
+        while self._held and self.link.may_publish:
             self._start(self._held.popleft())
 
     def get(self, queue: str, options: ConsumeOptions, request: Request) -> None:
@@ -243,21 +242,12 @@ class ChannelIo:
         def send() -> None:
             if not self.is_open:
                 raise self.lost()
-            check_not_settled(tag, self._acked_up_to)
-            if not may_send():
-                return
-            self._unsettled.pop(tag, None)
             try:
-                if verb == "ack":
-                    self.pika.basic_ack(tag)
-                elif verb == "ack-multiple":
-                    self._acked_up_to = tag
+                if not self._settlements.send(self.pika, verb, tag, requeue, may_send):
+                    return
+                self._unsettled.pop(tag, None)
+                if verb == "ack-multiple":
                     self._unsettled = {each: whose for each, whose in self._unsettled.items() if each > tag}
-                    self.pika.basic_ack(tag, multiple=True)
-                elif verb == "nack":
-                    self.pika.basic_nack(tag, requeue=requeue)
-                else:
-                    self.pika.basic_reject(tag, requeue=requeue)
             except px.AMQPError as exc:  # closed between its last sign of life and now
                 raise self.lost(self.reason or exc) from exc
 
@@ -327,10 +317,6 @@ class ChannelIo:
     def _prune(self) -> None:
         self._pending = {each for each in self._pending if not each.waiter.is_settled}
 
-    def _may_publish(self) -> bool:
-        connection = self.link.connection
-        return not self.link.is_blocked and connection is not None and unsent_bytes(connection) < UNSENT_MAX
-
     def _look_again(self) -> None:
         """An alarm's end is told; that the socket takes bytes again is not."""
         if self._is_polling:
@@ -354,7 +340,7 @@ class ChannelIo:
         was_open, may_give_back = self.is_open, self.holds
         self.is_open, self.is_closed, self.reason = False, True, reason
         self.link.channels.discard(self)
-        if isinstance(reason, px.ChannelClosed) and self.confirms and self._closing_method() == BASIC_PUBLISH:
+        if reason is not None and self.confirms is not None and self._closing_method() == BASIC_PUBLISH:
             self.confirms.refused(reason)
         # Pika tells the channels before the link; and the end of the link is not a cancel.
         is_link_lost = not self.link.is_open or isinstance(reason, px.AMQPConnectionError)
@@ -423,16 +409,8 @@ class ChannelIo:
 
     def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         if self.confirms is not None:
-            self.confirms.returned(method, properties.message_id, body)
-        self.link.emit(
-            MessageReturned(
-                exchange=method.exchange,
-                routing_key=method.routing_key,
-                reply_code=method.reply_code,
-                reply_text=method.reply_text,
-                message_id=properties.message_id,
-            )
-        )
+            self.confirms.returned(method, properties, body)
+        self.link.emit(returned_event(method, properties))
 
     def _cancelled_by_broker(self, frame: Any) -> None:
         tag = frame.method.consumer_tag

@@ -49,7 +49,8 @@ class Publish:
             if core.confirms is None:
                 request.settle()
             else:
-                core.confirms.expect(request.waiter, exchange, routing_key, whole)
+                waiter = request.waiter
+                core.confirms.expect(exchange, routing_key, whole, lambda error: waiter.settle(error=error))
                 self._is_sent = True
                 request.waiter.release()
 

@@ -20,13 +20,14 @@ from labkit.connection.io_thread import IoThread
 from labkit.connection.loop import Timer, contain, failure
 from labkit.connector.contained import SharedLoopServices
 from labkit.connector.facts import LinkFacts
-from labkit.connector.private_pika import JoiningConnection, close_sockets, force_close
+from labkit.connector.private_pika import JoiningConnection, close_sockets, force_close, unsent_bytes
 from labkit.connector.tls_session import TlsSession, agreed
 from labkit.errors import describe
 from labkit.events import Event
 
 LOGGER = logging.getLogger(__name__)
 GRACE = 0.5  # seconds after Pika's own time limit before ours ends an attempt
+UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
 RETIRED_MAX = 30.0  # seconds to wait for a retired link's close handshake if there are no heartbeats to judge by
 
 
@@ -138,6 +139,11 @@ class Link:
     def tls(self) -> TlsSession | None:
         """What TLS means on it; None: plain AMQP, or not open yet."""
         return None if self.facts is None else self.facts.tls
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether the broker takes publishes, and the socket what was published."""
+        return not self.is_blocked and self.connection is not None and unsent_bytes(self.connection) < UNSENT_MAX
 
     def emit(self, event: Event) -> None:
         """Tell the owner's listeners."""

@@ -223,13 +223,32 @@ def handle(
     return False
 
 
-def check_not_settled(tag: int, acked_up_to: int) -> None:
-    """Raise LeaseError if an ``ack(multiple=True)`` of this channel has settled *tag* already.
+class Settlements:
+    """What was answered on one channel. On the I/O thread."""
 
-    The broker would close the channel over a second answer.
-    """
-    if tag <= acked_up_to:
-        raise LeaseError("this delivery was settled before (by ack(multiple=True) of a later one); settle it once")
+    def __init__(self) -> None:
+        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
+
+    def send(self, channel: Any, verb: str, tag: int, requeue: bool, may_send: Callable[[], bool]) -> bool:
+        """Write the answer for *tag* on Pika's *channel*; False: *may_send* says no. As :meth:`Settler.settle`.
+
+        Raises:
+            LeaseError: an ``ack-multiple`` has settled it: the broker would close the channel over a second answer.
+        """
+        if tag <= self._acked_up_to:
+            raise LeaseError("this delivery was settled before (by ack(multiple=True) of a later one); settle it once")
+        if not may_send():
+            return False
+        if verb.startswith("ack"):
+            is_multiple = verb == "ack-multiple"
+            if is_multiple:
+                self._acked_up_to = tag
+            channel.basic_ack(tag, multiple=is_multiple)
+        elif verb == "nack":
+            channel.basic_nack(tag, requeue=requeue)
+        else:
+            channel.basic_reject(tag, requeue=requeue)
+        return True
 
 
 def return_unsettled(channel: Any) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from labkit.content.delivery import Delivery, check_not_settled
+from labkit.content.delivery import Delivery, Settlements
 from labkit.content.failed_deliveries import RetryCounts
 from labkit.content.stream_position import offset_of
 from labkit.direct.aio_link import LinkChannel
@@ -24,7 +24,7 @@ class Settler:
         self._queue = queue
         self._retry_counts = retry_counts
         self._auto_ack = auto_ack
-        self._acked_up_to = 0
+        self._settlements = Settlements()
         self.takes_back = not auto_ack  # what is not acknowledged; a stream does not
 
     def delivery(self, method: Any, properties: Any, body: bytes) -> Delivery:
@@ -54,19 +54,10 @@ class Settler:
 
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:  # noqa: ARG002
         """Send the answer of a :class:`Delivery`. On the event loop, at once."""
-        check_not_settled(tag, self._acked_up_to)
         raw = self._channel.raw
         if not raw.is_open:
             raise self._channel.lost("settling a delivery")
-        if not may_send():
-            return
-        if verb == "nack":
-            raw.basic_nack(tag, requeue=requeue)
-        elif verb == "reject":
-            raw.basic_reject(tag, requeue=requeue)
-        else:
-            raw.basic_ack(tag, multiple=verb == "ack-multiple")
-            self._acked_up_to = tag if verb == "ack-multiple" else self._acked_up_to
+        self._settlements.send(raw, verb, tag, requeue, may_send)
 
 
 async def work(inbox: asyncio.Queue[Any], handler: Handler, settler: Settler, *, deliveries: bool) -> None:

@@ -6,11 +6,9 @@ from typing import Any, Protocol
 import pika
 
 from labkit.connection.blame import Step
-from labkit.connection.channel_io import UNSENT_MAX
+from labkit.connection.channel_confirms import returned_event
 from labkit.connection.link import Link
 from labkit.connection.role import Done
-from labkit.connector.private_pika import unsent_bytes
-from labkit.events import MessageReturned
 from labkit.messaging.role_channel import ChannelOwner, RoleChannel
 
 
@@ -36,12 +34,6 @@ class ConfirmChannel(RoleChannel):
         self._sender = sender
 
     @property
-    def may_publish(self) -> bool:
-        """Whether the broker takes publishes, and the socket what was published."""
-        connection = self.link.connection
-        return not self.link.is_blocked and connection is not None and unsent_bytes(connection) < UNSENT_MAX
-
-    @property
     def in_hand(self) -> Iterable[Step]:
         """The messages that the broker has not answered."""
         return self._sender.in_hand if self.is_ready else super().in_hand
@@ -60,12 +52,4 @@ class ConfirmChannel(RoleChannel):
     def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         if not self.is_closed:
             self._sender.returned(method, properties, body)
-        self.link.emit(
-            MessageReturned(
-                exchange=method.exchange,
-                routing_key=method.routing_key,
-                reply_code=method.reply_code,
-                reply_text=method.reply_text,
-                message_id=properties.message_id,
-            )
-        )
+        self.link.emit(returned_event(method, properties))

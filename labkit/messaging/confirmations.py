@@ -1,10 +1,4 @@
-"""What became of each message: a future for its publisher, and a ledger that says which answer is whose.
-
-No I/O, no Pika, no threads of its own: the order of the broker's answers is where the bugs hide, and here every order
-can be tried without a broker.
-
-Reference: RabbitMQ, "Consumer Acknowledgements and Publisher Confirms"; AMQP 0-9-1, section 1.8.3 (basic.return).
-"""
+"""What became of each message: a future for its publisher, and what is kept to send it again. No I/O, no Pika."""
 
 import asyncio
 import contextlib
@@ -12,11 +6,11 @@ import enum
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from labkit.concurrency.guard import guard
+from labkit.connection.confirm_ledger import Facts
 from labkit.connection.io_thread import SHARED
 from labkit.errors import DeadlineExceeded, describe
 from labkit.messaging.tally import PublishTally
@@ -276,102 +270,15 @@ class Pending:
         """Where it is published."""
         return self.confirmation.exchange
 
+    @property
+    def facts(self) -> Facts:
+        """All that the broker says of it if it comes back."""
+        sent = self.confirmation
+        return sent.exchange, sent.routing_key, sent.message_id, self.body
+
     def drop_body(self) -> None:
         """Keep little of a message that will not be sent again: its answer may still come."""
         self.body, self.properties = b"", None
-
-
-class ConfirmLedger:
-    """Pair the broker's answers with what was sent on one channel. For one thread.
-
-    The broker numbers the publishes of a channel from 1, beginning with the first after ``Confirm.Select``; so does
-    this. It must be told of each publish that was written, of none that was not, and of each channel's end.
-    """
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[int, Pending] = OrderedDict()  # what the broker has not answered, oldest first
-        self._stamped: dict[object, Pending] = {}  # the same, by stamp
-        self._next = 1
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def __iter__(self) -> Iterator[Pending]:
-        return iter(self._open.values())
-
-    def __repr__(self) -> str:
-        return f"ConfirmLedger({len(self._open)} on their way)"
-
-    def started(self) -> list[Pending]:
-        """Begin a new channel; return what the old one left unanswered, oldest first. Those are in doubt now."""
-        again = list(self._open.values())
-        self._open.clear()
-        self._stamped.clear()
-        self._next = 1
-        for each in again:
-            each.is_in_flight, each.is_doubtful = False, True
-        return again
-
-    def sent(self, pending: Pending) -> int:
-        """Count a publish that was written (and not one that could not be encoded); return its number."""
-        tag = self._next
-        self._open[tag] = pending
-        if pending.stamp is not None:
-            self._stamped[pending.stamp] = pending
-        self._next += 1
-        pending.sends += 1
-        pending.is_in_flight, pending.returned = True, None
-        return tag
-
-    def settled(self, tag: int, multiple: bool) -> list[Pending]:
-        """Return those that an answer is for, oldest first: each once, and none for an answer that comes again.
-
-        Args:
-            tag: The number in the answer; with *multiple*, 0 means all.
-            multiple: Whether the answer is for all up to that number.
-        """
-        done: list[Pending] = []
-        if not multiple:
-            if tag in self._open:
-                done.append(self._open.pop(tag))
-        else:
-            while self._open and (tag == 0 or next(iter(self._open)) <= tag):
-                done.append(self._open.popitem(last=False)[1])
-        for each in done:
-            each.is_in_flight = False
-            self._stamped.pop(each.stamp, None)
-        return done
-
-    def returned(
-        self,
-        reply: tuple[int, str],
-        *,
-        stamp: object,
-        exchange: str,
-        routing_key: str,
-        message_id: str | None,
-        body: bytes,
-    ) -> Pending | None:
-        """Note that a message came back; its confirm is still to come. Return which, None if none fits.
-
-        A return carries no number. With a stamp it is known by that. Without, it is the oldest that equals it in all
-        that is given here and has not come back: messages that equal one another in all that are the same to a reader.
-        So is one with another publisher's stamp, which a message that is passed on may bring along.
-        """
-        wanted = (exchange, routing_key, message_id, body)
-        found = self._stamped.get(message_id) or (self._stamped.get(stamp) if isinstance(stamp, int) else None)
-        if found is None or found.confirmation.message_id != message_id:
-            found = next(
-                (each for each in self._open.values() if each.returned is None and _facts(each) == wanted), None
-            )
-        if found is not None:
-            found.returned = reply
-        return found
-
-
-def _facts(pending: Pending) -> tuple[str, str, str | None, bytes]:
-    sent = pending.confirmation
-    return sent.exchange, sent.routing_key, sent.message_id, pending.body
 
 
 def reason_suffix(reason: BaseException | None) -> str:

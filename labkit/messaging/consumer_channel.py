@@ -16,7 +16,7 @@ from labkit.connection.blame import Step, declaring
 from labkit.connection.link import Link
 from labkit.connection.role import Done
 from labkit.connector.private_pika import ignore_late_deliveries
-from labkit.content.delivery import Delivery, check_not_settled, return_unsettled
+from labkit.content.delivery import Delivery, Settlements, return_unsettled
 from labkit.content.stream_position import offset_of
 from labkit.errors import NotConnected
 from labkit.events import ConsumerCancelled
@@ -32,7 +32,7 @@ class ConsumingChannel(RoleChannel):
         super().__init__(link, role, done)
         self.tag = ""
         self.waiting: dict[int, Delivery] = {}  # queued for the handler, by delivery tag
-        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
+        self._settlements = Settlements()
         self._at_work: set[int] = set()  # threads on which the handler has a delivery of this channel, or is about to
         self._closes_when_idle = False
         self._role = role  # a ConsumerRole, whose module imports this one
@@ -95,20 +95,10 @@ class ConsumingChannel(RoleChannel):
                 # The broker has given the message to somebody else; on a later channel the tag means another message.
                 self._dropped()
                 return
-            check_not_settled(tag, self._acked_up_to)
-            if not may_send():
+            if not self._settlements.send(self.pika, verb, tag, requeue, may_send):
                 return
-            if verb.startswith("ack"):
-                multiple = verb == "ack-multiple"
-                if multiple:
-                    self._acked_up_to = tag
-                self.pika.basic_ack(tag, multiple=multiple)
-                if self._role.channel is self:
-                    self._role.position.settled(tag, multiple=multiple)
-            elif verb == "nack":
-                self.pika.basic_nack(tag, requeue=requeue)
-            else:
-                self.pika.basic_reject(tag, requeue=requeue)
+            if verb.startswith("ack") and self._role.channel is self:
+                self._role.position.settled(tag, multiple=verb == "ack-multiple")
             self._role.tally.settled["ack" if verb.startswith("ack") else verb] += 1
 
         try:

@@ -17,6 +17,7 @@ import pika.exceptions as px
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY, Step, Suspects, is_mistake
 from labkit.connection.channel_io import UNSENT_PAUSE
+from labkit.connection.confirm_ledger import ConfirmLedger
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link
 from labkit.connection.loop import Timer
@@ -28,7 +29,7 @@ from labkit.content.sendable import check_size, frame_max_of
 from labkit.errors import NotConnected, classify, describe
 from labkit.messaging.base import RecoveringRole
 from labkit.messaging.confirm_channel import ConfirmChannel
-from labkit.messaging.confirmations import STAMP, ConfirmLedger, Outcome, Pending, reason_suffix
+from labkit.messaging.confirmations import STAMP, Outcome, Pending, reason_suffix
 from labkit.messaging.outcomes import (
     settle_connection_lost,
     settle_expired,
@@ -70,7 +71,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         self.replayed = 0
         self._tally = PublishTally() if tally is None else tally
         self._rng = rng
-        self._ledger = ConfirmLedger()
+        self._ledger: ConfirmLedger[Pending] = ConfirmLedger()
         self._queue: deque[Pending] = deque()  # to be sent, in this order
         self._resting: set[Pending] = set()  # refused by the broker; sent again after a pause
         self._suspects = Suspects()  # one of them made the broker close the channel
@@ -167,6 +168,8 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             return
         self.channel = None
         again = self._ledger.started()
+        for each in again:
+            each.is_in_flight, each.is_doubtful = False, True
         self._suspects.stopped(again)
         self.life.blame.suspects.stopped(again)
         self._queue.extendleft(each for each in reversed(again) if not each.confirmation.done)
@@ -185,6 +188,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         done: list[Pending] = []
         is_anything_suspect = bool(self._suspects or self.life.blame)
         for each in self._ledger.settled(tag, multiple):
+            each.is_in_flight = False
             if is_anything_suspect:
                 self._acquit(each)
             if each.confirmation.done:
@@ -209,11 +213,8 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         """The broker could not route a message; its confirm follows."""
         self._ledger.returned(
             (int(method.reply_code), str(method.reply_text)),
+            (method.exchange, method.routing_key, properties.message_id, body),
             stamp=(properties.headers or {}).get(STAMP),
-            exchange=method.exchange,
-            routing_key=method.routing_key,
-            message_id=properties.message_id,
-            body=body,
         )
 
     def pump(self) -> None:
@@ -234,7 +235,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
                 self._queue.popleft()
                 continue
             if room <= 0:
-                if not channel.may_publish:
+                if not channel.link.may_publish:
                     self._look_again()
                     return
                 room = JOIN_MAX
@@ -295,6 +296,8 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
             self.window.leave([pending])
             return True
         self._ledger.sent(pending)
+        pending.sends += 1
+        pending.is_in_flight = True
         self._tally.sent += 1
         return True
 
