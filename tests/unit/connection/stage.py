@@ -6,7 +6,6 @@ first, to the last step, and a run can be repeated. No broker, no time but the s
 
 import traceback
 from collections import deque
-from functools import partial
 from types import SimpleNamespace
 
 import pika.exceptions as px
@@ -23,7 +22,6 @@ from labkit.retry import Backoff, SystemClock
 
 greenlet = pytest.importorskip("greenlet", reason="comes with gevent")
 SETTINGS = BrokerSettings(hosts=("127.0.0.1:1", "127.0.0.2:1"), connect_deadline=20.0)
-CLOSED = px.ConnectionClosedByClient(200, "closed")
 PAUSES = Backoff(initial=1.0, maximum=2.0, jitter="none", attempts=3)
 
 
@@ -109,6 +107,10 @@ class StandIn(Link):
             self.has_ended = True
             self._lost(reason)
             self._gone(is_clean=is_clean)
+
+    def agrees(self):
+        """The broker answers the close."""
+        self.ends(px.ConnectionClosedByClient(200, "closed"), is_clean=True)
 
     def drop(self, reason):
         self.ends(reason)
@@ -208,7 +210,7 @@ class Stage:
             elif ready := self.can_go_on():
                 self.go_on(ready[0])
             elif closing:
-                self.line.run(partial(closing[0].ends, CLOSED, is_clean=True))
+                self.line.run(closing[0].agrees)
             else:
                 return
         raise AssertionError("there is always something to do")
