@@ -44,6 +44,9 @@ class LogIn:
             answer: Answer = self._settings.ask_credentials()
         except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
             answer = exc
+        self._answer(answer)
+
+    def _answer(self, answer: Answer) -> None:
         with self._lock:
             deliver, self._deliver = self._deliver, None
         if deliver is not None:

@@ -142,3 +142,15 @@ def test_a_function_that_hangs_is_given_up_by_the_deadline():
     assert time.monotonic() - begun < 3.0
     gate.set()
     until(lambda: not asking())
+
+
+def test_a_thread_that_cannot_be_started_fails_that_attempt_and_not_the_next(monkeypatch):
+    def no_thread(_):
+        raise RuntimeError("can't start new thread")
+
+    login = LogIn(BrokerSettings(credentials=lambda: ("a user", "a password")))
+    with monkeypatch.context() as crowded:
+        crowded.setattr("threading.Thread.start", no_thread)
+        with pytest.raises(OSError, match="no thread can be started"):
+            wait_for_credentials(login, 10)
+    assert wait_for_credentials(login, 10).username == "a user"
