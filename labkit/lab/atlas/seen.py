@@ -7,7 +7,7 @@ from labkit.diagnosis import explain
 from labkit.verdicts import root_cause
 
 NOTHING = "nothing is raised"
-_NODE = re.compile(r"\blabkit-[0-9a-f]+@[\w.-]+")  # the name of a private broker's node is drawn
+_NODE = re.compile(r"\b(?:labkit-[0-9a-f]+|rabbit)@[\w.-]+")  # a node's name: drawn, or a container's
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,9 @@ def test_no_row_holds_what_differs_from_run_to_run():
     assert re.findall(r"127\.0\.0\.1|0x[0-9a-f]{4}|amq\.gen|labkit-[0-9a-f]|<0\.\d+", as_json(recorded())) == []
 
 
-def test_the_name_of_a_node_is_left_out_of_what_the_broker_says():
-    said = "NOT_ALLOWED - number of channels opened for user 'labkit-4de9aa3b@localhost' has reached the maximum"
+@pytest.mark.parametrize("node", ["labkit-4de9aa3b@localhost", "rabbit@rabbitmq"])
+def test_the_name_of_a_node_is_left_out_of_what_the_broker_says(node):
+    said = f"NOT_ALLOWED - number of channels opened for user '{node}' has reached the maximum"
     assert "for user '…' has" in Seen.of(ConnectionClosedByBroker(530, said)).said
 
 
