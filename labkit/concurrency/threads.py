@@ -1,6 +1,7 @@
 """Threads that are there while they are needed, asked for from anywhere: by a signal handler, or a finalizer, too."""
 
 import _thread
+import errno
 import threading
 from collections.abc import Callable
 
@@ -79,3 +80,16 @@ def _start(target: Callable[[], object], name: str) -> None:
         threading.Thread(target=target, name=name, daemon=True).start()
     except RuntimeError:  # no second one: this one will do, without its name
         target()
+
+
+def start_thread(target: Callable[[], object], name: str) -> None:
+    """Run *target* on a daemon thread that nobody waits for.
+
+    Raises:
+        OSError: the process has too many threads. Python's own RuntimeError would pass for a mistake in the program,
+            after which nothing is tried again; and later there may be fewer.
+    """
+    try:
+        threading.Thread(target=target, name=name, daemon=True).start()
+    except RuntimeError as exc:
+        raise OSError(errno.EAGAIN, f"no thread can be started: {exc}") from exc

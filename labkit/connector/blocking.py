@@ -3,12 +3,12 @@
 import ipaddress
 import queue
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pika
 
+from labkit.concurrency.threads import start_thread
 from labkit.connector.login import wait_for_credentials
 from labkit.connector.plan import AskLogin, Emitter, LookUp, Open, Plan, Probe, Step
 from labkit.connector.probe import probe
@@ -143,7 +143,10 @@ def look_up(host: str, port: int, deliver: Callable[[Answer], object]) -> None:
         else:
             deliver(list(dict.fromkeys(str(record[4][0]) for record in records)))
 
-    threading.Thread(target=ask, name="labkit-dns", daemon=True).start()
+    try:
+        start_thread(ask, "labkit-dns")
+    except OSError as exc:
+        deliver(exc)
 
 
 def addresses(host: str, answer: Answer) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import functools
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from pika.adapters.base_connection import BaseConnection, _StreamingProtocolShim
 from pika.adapters.utils import connection_workflow as workflow
 from pika.tcp_socket_opts import set_sock_opts
 
+from labkit.concurrency.threads import start_thread
 from labkit.connector.blocking import addresses, look_up, no_answer
 from labkit.connector.login import credentials, no_credentials
 from labkit.connector.plan import AskLogin, LookUp, Open, Plan, Probe, Step
@@ -182,7 +182,10 @@ class CallbackConnector:
         def look() -> None:
             deliver(probe(step.parameters, step.error, step.seconds))
 
-        threading.Thread(target=look, name="labkit-probe", daemon=True).start()
+        try:
+            start_thread(look, "labkit-probe")
+        except OSError:
+            deliver(step.error)  # unclear it is, then
 
     # -- from one step to the next ----------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import pika
 import pika.exceptions as px
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
+from labkit.concurrency.threads import start_thread
 from labkit.connector.blocking import Answer, addresses, look_up, no_answer
 from labkit.connector.login import LogIn, credentials, no_credentials
 from labkit.connector.plan import AskLogin, Emitter, LookUp, Open, Plan, Probe, Step
@@ -99,8 +99,10 @@ async def _log_in(login: LogIn, seconds: float) -> Any:
 def _look(
     parameters: pika.ConnectionParameters, error: Exception, seconds: float, deliver: Callable[[Exception], object]
 ) -> None:
-    look = threading.Thread(target=lambda: deliver(probe(parameters, error, seconds)), name="labkit-probe", daemon=True)
-    look.start()
+    try:
+        start_thread(lambda: deliver(probe(parameters, error, seconds)), "labkit-probe")
+    except OSError:
+        deliver(error)  # unclear it is, then
 
 
 async def _off_the_loop(ask: Callable[[Callable[[T], object]], object]) -> T:

@@ -4,11 +4,11 @@ Knows no plan and no Pika connection. The thread is a daemon, and is left behind
 """
 
 import queue
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from labkit.concurrency.guard import guard
+from labkit.concurrency.threads import start_thread
 from labkit.settings.settings import BrokerSettings
 
 Answer = Any  # Pika's credentials, or the exception instead of them
@@ -34,10 +34,9 @@ class LogIn:
         if is_asked:
             return
         try:
-            threading.Thread(target=self._ask, name="labkit-credentials", daemon=True).start()
-        except RuntimeError:  # the process has too many threads
-            self._deliver = None
-            raise
+            start_thread(self._ask, "labkit-credentials")
+        except OSError as exc:
+            self._answer(exc)
 
     def _ask(self) -> None:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from labkit import TlsSettings
-from tests.broker.drivers import ALL, CANCELLED, ON_A_LOOP, ask, ask_all
+from tests.broker.drivers import ALL, CANCELLED, ON_A_LOOP, WAITING, ask, ask_all
 from tests.broker.test_factory import black_hole, refused_port, rude_server, silent_peer
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -326,3 +326,22 @@ def test_a_tls_file_that_is_bad_for_a_moment_costs_a_round_and_not_the_connectio
             )
             answer = ask(driver, three, on_event=hear)
             assert (driver, answer["events"]) == (driver, [*FAILED, *FAILED, "ConnectionGivenUp"])
+
+
+@pytest.mark.parametrize("driver", [*WAITING, *ON_A_LOOP])
+def test_a_moment_with_too_many_threads_is_tried_again(settings, driver, monkeypatch):
+    host, port = settings.addresses[0]
+    named = settings.replace(hosts=(f"one.invalid:{port}",), connection_attempts=2, retry_delay=0.1)
+    refused = []
+
+    class CrowdedThread(threading.Thread):
+        def start(self):
+            if self.name == "labkit-dns" and not refused:
+                refused.append(self)
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr("threading.Thread", CrowdedThread)
+    answer = ask(driver, named, names={"one.invalid": [host]})
+    assert (answer["events"], answer["error"]) == (FAILED + OPENED, None)
+    assert refused
