@@ -332,7 +332,7 @@ def have_broker(unpacking=None):
         can_run(PYTHON, FIRST_IMPORTS)  # the first import of a module compiles it, which has time now
         unpacking.wait()
         say("broker: unpacked (%.0f s after the packages)" % (time.monotonic() - began))
-    if broker_possible():
+    if is_unpacked() or broker_possible():
         return
     if is_debian_root() and agreed_to_unpack() and labkit("image", "--rootfs") == 0 and broker_possible():
         return
@@ -342,6 +342,13 @@ def have_broker(unpacking=None):
         "no RabbitMQ and no container engine here: %s; or set LABKIT_BROKER=amqp://user:password@host/"
         % GET_BROKER[system()]
     )
+
+
+def is_unpacked():
+    """Whether a broker was unpacked into this checkout, and can be run; to ask labkit takes a second."""
+    rootfs = ROOT / ".lab" / "rootfs"
+    whole = (rootfs / "labkit").is_dir() and (rootfs / "usr" / "lib" / "rabbitmq").is_dir()
+    return whole and is_root() and not os.environ.get("LABKIT_BROKER")
 
 
 def broker_possible():

@@ -107,7 +107,25 @@ def test_too_little_disk_says_how_much_there_is_and_how_much_it_takes(bootstrap,
         bootstrap.preflight("test")
 
 
+@pytest.mark.parametrize(("is_there", "is_root"), [(True, True), (False, True), (True, False)])
+def test_only_where_a_root_directory_of_this_checkout_can_be_used_nobody_asks_for_a_broker(
+    bootstrap, monkeypatch, tmp_path, is_there, is_root
+):
+    asked = []
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    monkeypatch.setattr(bootstrap, "is_root", lambda: is_root)
+    monkeypatch.setattr(bootstrap, "broker_possible", lambda: asked.append("labkit") or True)
+    monkeypatch.delenv("LABKIT_BROKER", raising=False)
+    rootfs = tmp_path / ".lab" / "rootfs"
+    (rootfs / "labkit").mkdir(parents=True)  # as an unpacking that was interrupted could leave it
+    if is_there:
+        (rootfs / "usr" / "lib" / "rabbitmq").mkdir(parents=True)
+    bootstrap.have_broker()
+    assert bool(asked) is not (is_there and is_root)
+
+
 def test_without_any_broker_the_way_to_get_one_is_said(bootstrap, monkeypatch):
+    monkeypatch.setattr(bootstrap, "is_unpacked", lambda: False)
     monkeypatch.setattr(bootstrap, "broker_possible", lambda: False)
     monkeypatch.setattr(bootstrap, "apt", lambda packages, why: False)
     monkeypatch.setattr(bootstrap, "system", lambda: "macos")
@@ -383,6 +401,7 @@ def test_nothing_is_unpacked_beforehand_where_there_may_be_another_way(bootstrap
 
 @pytest.mark.parametrize("system", ["debian", "fedora", "macos", "windows", "other"])
 def test_every_system_is_told_how_to_get_what_is_missing(bootstrap, monkeypatch, system):
+    monkeypatch.setattr(bootstrap, "is_unpacked", lambda: False)
     monkeypatch.setattr(bootstrap, "broker_possible", lambda: False)
     monkeypatch.setattr(bootstrap, "apt", lambda packages, why: False)
     monkeypatch.setattr(bootstrap, "is_root", lambda: False)
