@@ -93,9 +93,11 @@ class RabbitMQ:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG002 - the protocol's
-        """Close the connection when the application ends; its start waits for no broker."""
-        yield
-        await asyncio.to_thread(self._manager.close)
+        """Close the connection when the application ends, whatever ends it; its start waits for no broker."""
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._manager.close)
 
     async def publish(
         self,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from labkit import ConfigurationError, Consumer, Publisher, Queue, State
+from labkit import ConfigurationError, ConnectionRecovered, Consumer, Publisher, Queue, State
 from tests.broker.connections import connected, through_a_proxy
 from tests.view import until
 
@@ -73,11 +73,13 @@ def test_through_cuts_every_message_is_done_and_no_answer_is_given_twice(setting
         delivery.ack()
         done[delivery.body] += 1
 
-    with through_a_proxy(settings, recovery=True) as (proxy, connection, _):
+    with through_a_proxy(settings, recovery=True) as (proxy, connection, timeline):
         with Consumer(connection, QUEUE, handle, workers=5, prefetch=20) as consumer:
             for cut in range(3):
                 publish(connection, 100, start=100 * cut)
+                mark = timeline.mark()
                 proxy.cut()
+                timeline.wait_for(ConnectionRecovered, timeout=20, since=mark)
             until(lambda: len(done) == 300)
             until(lambda: consumer.handled >= 300)
             connection.wait_for(State.OPEN, timeout=20)

@@ -39,8 +39,10 @@ async def serving(settings):
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://shop", timeout=30) as client,
         ):
-            yield client, proxy, lag
-        watching.cancel()
+            try:
+                yield client, proxy, lag
+            finally:
+                watching.cancel()
 
 
 class Lag:
@@ -98,8 +100,19 @@ async def test_a_broker_that_is_gone_is_503_for_a_hundred_at_once_and_the_loop_g
             assert time.monotonic() - began < 1 + SLACK
         await eventually(lambda: client.post("/orders", content="back again"), 202)
         assert (await client.get("/readyz")).json() == {"status": "ready"}
-        assert lag.worst < 1.0
+        assert lag.worst < 2.5  # a busy machine; a publish that blocked the loop would hold it up for DEADLINE
     assert set(bodies(settings)) == {"back", "back again"}
+
+
+@asynchronous
+async def test_an_application_that_ends_with_an_error_leaves_no_connection(settings):
+    async def serve_in_vain():
+        async with serving(settings) as (client, _, _):
+            assert (await client.post("/orders", content="x")).status_code == 202
+            raise RuntimeError("another part of the lifespan failed")
+
+    with nothing_left_behind(), pytest.raises(RuntimeError, match="another part of the lifespan"):
+        await serve_in_vain()
 
 
 @asynchronous

@@ -234,7 +234,7 @@ def test_metrics_tell_of_a_lost_link_and_need_no_broker(line):
         with proxy.fault(Refuse()):
             proxy.cut()
             assert until(lambda: exported(address, lost) > before)
-            assert exported(address, 'connection_state{state="waiting"}') >= 1
+            assert until(lambda: exported(address, 'connection_state{state="waiting"}') >= 1)  # between two attempts
 
 
 def test_no_metrics_page_where_none_is_wanted(url):
