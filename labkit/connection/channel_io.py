@@ -3,6 +3,7 @@
 Holds neither the user's ``Channel`` nor its ``Connection``, so that both can be collected when they are forgotten.
 """
 
+import contextlib
 import logging
 import struct
 import time
@@ -79,6 +80,7 @@ class ChannelIo:
         self._facade = weakref.ref(facade)
         self._settlements = Settlements()
         self._unsettled: dict[int, ChannelConsumer | None] = {}  # by delivery tag, with whose they are; None: of a get
+        self._answering: set[int] = set()  # delivery tags whose answer was handed over and not sent yet
         self.io = link.io
         self.pika: Any = None
         self.number = 0
@@ -99,7 +101,7 @@ class ChannelIo:
     def tick(self) -> None:
         """Close a channel that nobody can use any more: an interrupt may have come before its user had it."""
         self._prune()
-        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled):
+        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled or self._answering):
             self._end(None)
 
     def begin(self, request: Request) -> None:
@@ -237,21 +239,29 @@ class ChannelIo:
         self.pika.basic_cancel(tag, callback=cancelled)
 
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
-        """Send the answer for a delivery; from any thread."""
+        """Hand the answer for a delivery over; from any thread."""
+        if not self.is_open:
+            raise self.lost()
+        self._settlements.check(tag)
 
         def send() -> None:
-            if not self.is_open:
-                raise self.lost()
-            try:
-                if not self._settlements.send(self.pika, verb, tag, requeue, may_send):
-                    return
-                self._unsettled.pop(tag, None)
-                if verb == "ack-multiple":
-                    self._unsettled = {each: whose for each, whose in self._unsettled.items() if each > tag}
-            except px.AMQPError as exc:  # closed between its last sign of life and now
-                raise self.lost(self.reason or exc) from exc
+            self._answering.discard(tag)
+            if self.is_open:
+                with contextlib.suppress(px.AMQPError):  # closed between its last sign of life and now
+                    self._settlements.send(self.pika, verb, tag, requeue, may_send)
 
-        self.io.call(send, timeout=timeout)
+        self._answering.add(tag)  # first: while a message is unsettled the channel stays, though nobody holds it
+        for each in [each for each in list(self._unsettled) if each < tag] if verb == "ack-multiple" else ():
+            self._unsettled.pop(each, None)
+        whose = self._unsettled.pop(tag, None)
+        try:
+            self.io.hand_over(send, timeout=timeout)
+        except BaseException:  # an interrupt, too: it may be answered again
+            self._answering.discard(tag)
+            if self.is_open:
+                self._unsettled[tag] = whose
+            raise
+        self._settlements.asked(verb, tag)
 
     @property
     def is_clean(self) -> bool:
@@ -351,7 +361,7 @@ class ChannelIo:
         self._pending.clear()
         self._held.clear()
         self._gets.clear()
-        has_unsettled, self._unsettled = bool(self._unsettled), {}
+        has_unsettled, self._unsettled = bool(self._unsettled or self._answering), {}
         for consumer in self._consumers.values():
             self._over(consumer, self._topology.lost if is_link_lost else self._topology.cancelled)
             consumer.waiting.clear()

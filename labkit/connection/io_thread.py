@@ -19,6 +19,7 @@ from labkit.connection.loop import TICK, Hosted, Loop, Task, Timer
 from labkit.errors import DeadlineExceeded, NotConnected, WrongThread
 
 THREAD_NAME = "labkit-io"
+HANDED_OVER_MAX = 1000  # functions that may wait for the loop before whoever hands one over waits, too
 CLAIMED_MAX = 0.5  # seconds for what had begun as its caller's time ended; it takes microseconds
 
 T = TypeVar("T")
@@ -112,6 +113,22 @@ class IoThread:
             self._waiters.discard(waiter)
         result: T = waiter.result()
         return result
+
+    def hand_over(self, function: Callable[[], object], *, timeout: float) -> None:
+        """Run *function* on the I/O thread, after what was handed over before; on that thread itself, at once.
+
+        Returns without waiting for it, unless the loop is so far behind that too much waits for it already.
+
+        Raises:
+            DeadlineExceeded: the loop is behind, and *function* did not get its turn within *timeout* seconds.
+            NotConnected: no thread can be started, or the loop crashed while this waited.
+        """
+        if self.is_current:
+            function()
+        elif len(self.tasks) < HANDED_OVER_MAX:
+            self.post(function)
+        else:
+            self.call(function, timeout=timeout)
 
     def call_later(self, delay: float, function: Task) -> Timer:
         """Run *function* after *delay* seconds. On the I/O thread only."""

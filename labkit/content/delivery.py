@@ -19,7 +19,7 @@ class Settler(Protocol):
     """What sends the answer: a channel's core."""
 
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
-        """Send ``ack``, ``nack`` or ``reject`` for the delivery *tag*, if *may_send* says so just before.
+        """Have ``ack``, ``nack`` or ``reject`` sent for the delivery *tag*, if *may_send* says so just before.
 
         ``ack-multiple`` acknowledges all before it, too.
 
@@ -123,10 +123,12 @@ class Delivery:
         Args:
             multiple: Acknowledge with it whatever came before it on its channel and is not settled: of every consumer
                 there, and what was got. A consumer that labkit restores has a channel of its own.
-            timeout: Seconds.
+            timeout: Seconds to wait while the I/O thread is far behind. Else this returns at once, and the answer is
+                sent in the order of the calls on this channel; the broker never says that it has come.
 
         Raises:
-            ChannelLost: the channel is gone; the message will be delivered again.
+            ChannelLost: the channel is gone; the message will be delivered again. It is, too, if the channel ends
+                before the answer was sent.
             LeaseError: it was settled before, or as it came (auto-ack).
             DeadlineExceeded: no turn on the I/O thread within *timeout* seconds; it is not settled.
         """
@@ -224,20 +226,29 @@ def handle(
 
 
 class Settlements:
-    """What was answered on one channel. On the I/O thread."""
+    """What was answered on one channel."""
 
     def __init__(self) -> None:
-        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True)
+        self._acked_up_to = 0  # the highest delivery tag of an ack(multiple=True) that was sent
+        self._asked_up_to = 0  # and of one that was asked for
+
+    def check(self, tag: int) -> None:
+        """Raise LeaseError if an ``ack-multiple`` has settled *tag*. From any thread."""
+        if tag <= self._asked_up_to or tag <= self._acked_up_to:
+            raise LeaseError("this delivery was settled before (by ack(multiple=True) of a later one); settle it once")
+
+    def asked(self, verb: str, tag: int) -> None:
+        """Take note of what was handed over. From any thread."""
+        if verb == "ack-multiple":
+            self._asked_up_to = tag
 
     def send(self, channel: Any, verb: str, tag: int, requeue: bool, may_send: Callable[[], bool]) -> bool:
-        """Write the answer for *tag* on Pika's *channel*; False: *may_send* says no. As :meth:`Settler.settle`.
+        """Write the answer for *tag* on Pika's *channel*, on the loop's thread; False: there is none to be written.
 
-        Raises:
-            LeaseError: an ``ack-multiple`` has settled it: the broker would close the channel over a second answer.
+        The broker would close the channel over a second answer: *may_send* says no to one for the same delivery, and
+        there is none after an ``ack-multiple`` that settled it.
         """
-        if tag <= self._acked_up_to:
-            raise LeaseError("this delivery was settled before (by ack(multiple=True) of a later one); settle it once")
-        if not may_send():
+        if tag <= self._acked_up_to or not may_send():
             return False
         if verb.startswith("ack"):
             is_multiple = verb == "ack-multiple"

@@ -57,6 +57,7 @@ class Settler:
         raw = self._channel.raw
         if not raw.is_open:
             raise self._channel.lost("settling a delivery")
+        self._settlements.check(tag)
         self._settlements.send(raw, verb, tag, requeue, may_send)
 
 

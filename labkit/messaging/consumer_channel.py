@@ -88,7 +88,8 @@ class ConsumingChannel(RoleChannel):
         super().close(closed)
 
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
-        """Send the answer for a delivery; drop and count it if this channel is gone. From any thread."""
+        """Hand the answer for a delivery over; drop and count it if this channel is gone. From any thread."""
+        self._settlements.check(tag)
 
         def send() -> None:
             if self.is_closed or self.pika.is_closed or self.pika.is_closing:
@@ -102,9 +103,11 @@ class ConsumingChannel(RoleChannel):
             self._role.tally.settled["ack" if verb.startswith("ack") else verb] += 1
 
         try:
-            self.link.io.call(send, timeout=timeout)
+            self.link.io.hand_over(send, timeout=timeout)
         except NotConnected:  # the loop has crashed, and this channel with it
             self._dropped()
+            return
+        self._settlements.asked(verb, tag)
 
     def _dropped(self) -> None:
         self._role.dropped_acks += 1

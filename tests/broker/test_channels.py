@@ -1,6 +1,7 @@
 """A channel from any thread: every call ends, what closed it is kept, and a value that cannot be sent costs nothing."""
 
 import contextlib
+import gc
 import random
 import threading
 import time
@@ -23,6 +24,7 @@ from labkit import (
 )
 from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, own_virtual_host
+from tests.unit.pool.still_pool import in_threads
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -307,7 +309,7 @@ def test_an_ack_after_the_channel_is_gone_says_so_and_the_message_comes_again(co
     assert fetch(connection.channel()).redelivered
 
 
-def test_an_ack_while_the_connection_closes_says_so_in_our_words(channel):
+def test_an_ack_that_the_end_of_the_link_overtakes_is_lost_and_the_message_comes_again(settings, channel, caplog):
     channel.publish("x", routing_key="work")
     delivery = fetch(channel)
     core = channel._core
@@ -316,8 +318,98 @@ def test_an_ack_while_the_connection_closes_says_so_in_our_words(channel):
         core.link.connection.close()  # behind our back, and in the same turn: no callback has come yet
         delivery.ack()
 
-    with pytest.raises(ChannelLost):
-        core.io.call(close_and_ack, timeout=5.0)
+    core.io.call(close_and_ack, timeout=5.0)
+    until(lambda: not core.is_open)
+    with connected(settings) as (other, _):
+        assert fetch(other.channel()).redelivered
+    assert [each for each in caplog.records if each.name.startswith("labkit") and each.levelname == "ERROR"] == []
+
+
+@contextlib.contextmanager
+def io_thread_at_a_stop(channel):
+    """Nothing that is handed over has its turn until the block ends."""
+    gate, is_held = threading.Event(), threading.Event()
+    channel._core.io.post(lambda: (is_held.set(), gate.wait(20)))
+    assert is_held.wait(10)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def test_answers_do_not_wait_for_the_loop_and_are_sent_in_their_order(settings, channel):
+    for number in range(4):
+        channel.publish(str(number), routing_key="work")
+    deliveries = [fetch(channel) for _ in range(4)]
+    with io_thread_at_a_stop(channel):
+        deliveries[1].ack(multiple=True)
+        deliveries[2].nack(requeue=True)
+        deliveries[3].reject(requeue=False)
+        with pytest.raises(LeaseError, match="ack\\(multiple=True\\)"):
+            deliveries[0].ack()
+        assert channel._core.held() == ""
+    again = fetch(channel)
+    assert (again.body, again.redelivered) == (b"2", True)
+    again.ack()
+    channel.close()
+    with connected(settings) as (other, _):
+        assert other.channel().get("work") is None
+
+
+def test_an_answer_waits_when_the_loop_is_far_behind_and_can_be_given_again(channel, monkeypatch):
+    monkeypatch.setattr("labkit.connection.io_thread.HANDED_OVER_MAX", 2)
+    for number in range(4):
+        channel.publish(str(number), routing_key="work")
+    deliveries = [fetch(channel) for _ in range(4)]
+    with io_thread_at_a_stop(channel):
+        deliveries[0].ack()
+        deliveries[1].ack()
+        with pytest.raises(DeadlineExceeded, match=r"no turn on the I/O thread within 0\.1 s"):
+            deliveries[2].ack(multiple=True, timeout=0.1)
+        assert not deliveries[2].is_settled
+        assert channel._core.held() == "2 unsettled messages"
+    deliveries[2].ack()
+    deliveries[3].ack()
+    assert channel.declare(Queue("work"), passive=True).messages == 0
+    assert channel.is_open
+
+
+def test_a_channel_that_is_forgotten_right_after_an_ack_sends_it(connection, channel):
+    channel.publish("x", routing_key="work")
+    other = connection.channel()
+    core, delivery = other._core, fetch(other)
+    with io_thread_at_a_stop(channel):
+        del other
+        gc.collect()
+        delivery.ack()
+        core.io.post(core.tick)  # after it; and before, which a tick of the loop's own may be
+        core.io.tasks.appendleft(core.tick)
+    until(lambda: core.is_closed)
+    assert channel.declare(Queue("work"), passive=True).messages == 0
+
+
+def test_threads_that_answer_one_by_one_and_many_at_once_never_answer_twice(settings, channel):
+    rng, count, deliveries = random.Random(31), 400, []
+    for number in range(count):
+        channel.publish(str(number), routing_key="work")
+    channel.qos(count)
+    channel.consume("work", deliveries.append)
+    until(lambda: len(deliveries) == count)
+    order = list(range(count))
+    rng.shuffle(order)
+
+    def answer(mine):
+        for number in mine:
+            with contextlib.suppress(LeaseError):  # another thread's ack(multiple=True) was meant for it, too
+                deliveries[number].ack(multiple=number % 7 == 0)
+
+    for thread in in_threads(4, lambda: answer([order.pop() for _ in range(count // 4)])):
+        thread.join(30)
+    assert channel.declare(Queue("work"), passive=True).messages == 0
+    assert channel.is_open
+    channel.close()
+    with connected(settings) as (other, _):
+        assert other.channel().get("work") is None
 
 
 def test_a_deleted_queue_ends_its_consumer_with_an_event(channel, timeline):
