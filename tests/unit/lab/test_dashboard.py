@@ -24,6 +24,7 @@ from labkit.lab.boards.dashboard import LANES_MAX, STEPS_MAX, Dashboard, differe
 from labkit.lab.boards.dashboard_view import DashboardView
 from labkit.lab.boards.following import FollowedTimeline
 from labkit.lab.boards.variables import Group
+from tests.view import until
 
 SHOP = {"source": 7, "connection": "shop"}
 
@@ -203,9 +204,7 @@ def test_nothing_is_left_of_it_and_of_another_one_when_their_labs_are_closed():
         lab._release()
     assert told[-1]["over"] is True
     assert all(view.dashboard.is_over and view.held.disabled for view in views)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)  # one that was asked for, and begins only now, ends at once
-    assert set(threading.enumerate()) - before == set()
+    until(lambda: set(threading.enumerate()) <= before, 10)  # one that was asked for, and begins only now, ends at once
     assert all(lab.timeline.followers.listeners == () for lab in labs)
 
 
