@@ -3,8 +3,7 @@
 Not a ``BlockingConnection``: Pika 1.5 deprecates it, and a test suite that makes errors of warnings would end here.
 """
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pika
 import pika.exceptions
@@ -20,7 +19,7 @@ CLOSE_TIMEOUT = 5.0  # seconds for the broker's close handshake
 
 
 class Handshake:
-    """A link to the first of the hosts that lets us in. For one thread; a context manager, which closes it.
+    """A link to the first of the hosts that lets us in, until :meth:`close`. For one thread.
 
     Args:
         settings: Who connects, and where.
@@ -40,11 +39,15 @@ class Handshake:
             each.connection_attempts = 1
         self._loop = IOLoop()
         self._came: Any = None  # the connection, or what ended the attempts or the link
-        attempts = pika.SelectConnection.create_connection(parameters, self._comes, custom_ioloop=self._loop)
-        self._run(timeout * len(parameters) + 1.0)
-        if self._came is None:  # Pika's own limit did not end them
-            attempts.abort()
-            self._run(1.0)
+        try:
+            attempts = pika.SelectConnection.create_connection(parameters, self._comes, custom_ioloop=self._loop)
+            self._run(timeout * len(parameters) + 1.0)
+            if self._came is None:  # Pika's own limit did not end them
+                attempts.abort()
+                self._run(1.0)
+        except BaseException:  # Ctrl-C while a broker starts
+            self._loop.close()
+            raise
         came, self._came = self._came, None
         if not isinstance(came, pika.SelectConnection):
             self._loop.close()
@@ -52,14 +55,6 @@ class Handshake:
         self._connection = came
         self._connection.add_on_close_callback(lambda _, reason: self._comes(reason))
         self.server_properties: dict[str, Any] = self._connection.server_properties or {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def wait(self, seconds: float) -> None:
         """Serve the link for so long.
@@ -73,10 +68,12 @@ class Handshake:
 
     def close(self) -> None:
         """Close the link, within 5 s; twice is fine."""
-        if self._connection.is_open:
-            self._connection.close()
-            self._run(CLOSE_TIMEOUT)
-        self._loop.close()
+        try:
+            if self._connection.is_open:
+                self._connection.close()
+                self._run(CLOSE_TIMEOUT)
+        finally:
+            self._loop.close()
 
     def _comes(self, what: object) -> None:
         self._came = what

@@ -79,7 +79,9 @@ class ChannelIo:
         self._has_delivered = False
         self._facade = weakref.ref(facade)
         self._settlements = Settlements()
-        self._unsettled: dict[int, ChannelConsumer | None] = {}  # by delivery tag, with whose they are; None: of a get
+        # By delivery tag, with whose they are; None: of a get. Whoever settles takes out of it, on any thread: look at
+        # a copy.
+        self._unsettled: dict[int, ChannelConsumer | None] = {}
         self._answering: set[int] = set()  # delivery tags whose answer was handed over and not sent yet
         self.io = link.io
         self.pika: Any = None
@@ -251,15 +253,17 @@ class ChannelIo:
                     self._settlements.send(self.pika, verb, tag, requeue, may_send)
 
         self._answering.add(tag)  # first: while a message is unsettled the channel stays, though nobody holds it
-        for each in [each for each in list(self._unsettled) if each < tag] if verb == "ack-multiple" else ():
-            self._unsettled.pop(each, None)
-        whose = self._unsettled.pop(tag, None)
+        tags = [each for each in self._unsettled.copy() if each < tag] if verb == "ack-multiple" else []
+        taken: dict[int, ChannelConsumer | None] = {}
+        for each in [*tags, tag]:
+            with contextlib.suppress(KeyError):  # another thread answers it too, or the broker has just taken it back
+                taken[each] = self._unsettled.pop(each)
         try:
             self.io.hand_over(send, timeout=timeout)
         except BaseException:  # an interrupt, too: it may be answered again
             self._answering.discard(tag)
             if self.is_open:
-                self._unsettled[tag] = whose
+                self._unsettled.update(taken)
             raise
         self._settlements.asked(verb, tag)
 
@@ -429,7 +433,8 @@ class ChannelIo:
             self._over(consumer, self._topology.lost)
             consumer.waiting.clear()
             # Void at the broker: a channel that nobody can use any more need not wait for them.
-            self._unsettled = {tag: each for tag, each in self._unsettled.items() if each is not consumer}
+            for void in [tag for tag, each in self._unsettled.copy().items() if each is consumer]:
+                self._unsettled.pop(void, None)
             self.link.emit(ConsumerCancelled(queue=consumer.queue, consumer_tag=tag))
 
     def _over(self, consumer: ChannelConsumer, tell: Callable[[str], None]) -> None:

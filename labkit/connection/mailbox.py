@@ -22,6 +22,14 @@ IDLE = 1.0  # seconds without a task after which the thread ends
 Task = Callable[[], object]
 
 
+def drop_stale(tasks: deque[Task], is_stale: Callable[[Task], bool]) -> None:
+    """Take those of *tasks* away that are stale, while other threads take from its head."""
+    for each in list(tasks):
+        if is_stale(each):
+            with contextlib.suppress(ValueError):  # it has just begun
+                tasks.remove(each)
+
+
 class Mailbox:
     """A line of tasks and, while there are any, a thread for them. Thread-safe, without a lock.
 
@@ -51,10 +59,7 @@ class Mailbox:
 
     def drop(self, is_stale: Callable[[Task], bool]) -> None:
         """Forget what has not begun and *is_stale*. The others keep their order."""
-        for each in list(self._tasks):
-            if is_stale(each):
-                with contextlib.suppress(ValueError):  # it has just begun
-                    self._tasks.remove(each)
+        drop_stale(self._tasks, is_stale)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all tasks queued so far are done; False if they are not within *timeout* seconds.

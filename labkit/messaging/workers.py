@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from labkit.concurrency.bell import Bell, PendingCall
 from labkit.concurrency.threads import ThreadOnDemand
-from labkit.connection.mailbox import IDLE, Task
+from labkit.connection.mailbox import IDLE, Task, drop_stale
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,10 +50,7 @@ class Workers:
 
     def drop(self, is_stale: Callable[[Task], bool]) -> None:
         """Forget what has not begun and *is_stale*. The others keep their order."""
-        for each in list(self._tasks):
-            if is_stale(each):
-                with contextlib.suppress(ValueError):  # it has just begun
-                    self._tasks.remove(each)
+        drop_stale(self._tasks, is_stale)
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing waits and nothing runs, but for the caller's own task; False: not within *timeout* s."""

@@ -374,6 +374,47 @@ def test_an_answer_waits_when_the_loop_is_far_behind_and_can_be_given_again(chan
     assert channel.is_open
 
 
+def test_an_ack_of_many_that_was_not_handed_over_leaves_all_of_them_unsettled(channel, monkeypatch):
+    monkeypatch.setattr("labkit.connection.io_thread.HANDED_OVER_MAX", 0)
+    for number in range(3):
+        channel.publish(str(number), routing_key="work")
+    deliveries = [fetch(channel) for _ in range(3)]
+    with io_thread_at_a_stop(channel), pytest.raises(DeadlineExceeded):
+        deliveries[2].ack(multiple=True, timeout=0.1)
+    assert channel._core.held() == "3 unsettled messages"
+    deliveries[2].ack(multiple=True)
+    assert channel._core.held() == ""
+
+
+def test_answers_of_several_threads_while_the_broker_ends_the_consumer_harm_nobody(channel):
+    crashes, errors = channel._core.io.crashes, []
+    for number in range(15):
+        queue = channel.declare(Queue(f"going-{number}", auto_delete=True)).name
+        deliveries = []
+        channel.qos(500)
+        channel.consume(queue, deliveries.append)
+        for _ in range(300):
+            channel.publish("x", routing_key=queue)
+        until(lambda: len(deliveries) >= 300)  # noqa: B023 - called at once
+
+        def answer(mine):
+            try:
+                for each in mine:
+                    each.ack()
+            except Exception as exc:
+                errors.append(exc)
+
+        parts = [deliveries[start::3] for start in range(3)]
+        threads = in_threads(3, lambda parts=parts: answer(parts.pop()))
+        channel.delete(Queue(queue))
+        for thread in threads:
+            thread.join(30)
+    assert errors == []
+    assert channel.is_open
+    assert channel._core.io.crashes == crashes
+    until(lambda: channel._core.held() == "")  # the broker's word that the last consumer has ended may still come
+
+
 def test_a_channel_that_is_forgotten_right_after_an_ack_sends_it(connection, channel):
     channel.publish("x", routing_key="work")
     other = connection.channel()
