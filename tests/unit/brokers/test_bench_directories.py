@@ -19,6 +19,7 @@ from labkit.cli import main
 from labkit.errors import BrokerError
 from labkit.lab import lesson
 from tests.strangers import STRANGER, give_away, only_as_root
+from tests.view import until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 
@@ -312,6 +313,8 @@ def bystander():
 def node():
     """A process with the environment of a bench's node."""
     with subprocess.Popen(["sleep", "60"], env={**os.environ, "RABBITMQ_NODENAME": NODE}) as process:
+        # Popen returns while the kernel still lays out the new program: its environment is readable soon after.
+        assert until(lambda: processes.is_of_node(process.pid, NODE))
         yield process
         process.kill()
 
