@@ -271,6 +271,7 @@ class ConnectionManager:
         prefetch: int | None = None,
         *,
         bindings: Iterable[Binding] = (),
+        workers: int = 1,
         on_error: OnError = "requeue-once",
     ) -> Consumer:
         """Have *handler* called with every delivery, on a thread of its own; return at once. It settles each one.
@@ -286,6 +287,8 @@ class ConnectionManager:
             prefetch: Messages that the broker sends ahead, 1 to 65535; None: the manager's.
             bindings: What is bound to the queue, and stays so through lost links; see :class:`Consumer`. An exclusive
                 queue can be bound in no other way: :meth:`channel` is on another connection.
+            workers: How many messages are handled at once, each on a thread of its own, 1 to the prefetch; with more
+                than one the handler must be thread-safe. See :class:`Consumer`.
             on_error: What is done with a delivery whose handler raised; see :class:`Consumer`.
 
         Raises:
@@ -295,7 +298,9 @@ class ConnectionManager:
         """
         parts = self._open_parts()
         chosen = self._prefetch if prefetch is None else prefetch
-        consumer = Consumer(parts.consuming, queue, handler, bindings=bindings, prefetch=chosen, on_error=on_error)
+        consumer = Consumer(
+            parts.consuming, queue, handler, bindings=bindings, prefetch=chosen, workers=workers, on_error=on_error
+        )
         parts.consume(consumer, self.settings.connect_deadline)
         return consumer
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from labkit import ConfigurationError, ConnectionRecovered, Consumer, Publisher, Queue, State
+from labkit import ConfigurationError, ConnectionManager, ConnectionRecovered, Consumer, Publisher, Queue, State
 from tests.broker.connections import connected, through_a_proxy
 from tests.view import until
 
@@ -168,3 +168,42 @@ def test_on_a_stream_what_ends_early_leaves_nothing_out_before_it(settings):
         with consumer:
             until(lambda: b"0" in done)
         assert set(done) == {str(number).encode() for number in range(6)}
+
+
+# A manager's
+
+
+def test_a_managers_workers_handle_so_many_at_once_and_its_close_waits_for_them(settings):
+    handler = Gated()
+    with ConnectionManager(settings) as manager:
+        manager.consume(QUEUE, handler, prefetch=5, workers=3)
+        for number in range(8):
+            manager.publish("", QUEUE.name, str(number)).result(20)
+        until(lambda: handler.at_work == 3)
+        opened = threading.Timer(0.5, handler.open.set)
+        opened.start()
+        manager.close(timeout=10)
+        assert (handler.at_work, handler.most, len(handler.done)) == (0, 3, 3)
+    with connected(settings) as (connection, _):
+        until(lambda: ready(connection) == 5)
+
+
+def test_a_handler_of_several_that_raises_costs_its_own_message_only(settings):
+    handler = Gated()
+
+    def handle(delivery):
+        if delivery.body == b"bad":
+            raise ValueError("not like that")
+        handler(delivery)
+
+    with ConnectionManager(settings) as manager:
+        consumer = manager.consume(QUEUE, handle, workers=3, on_error="reject")
+        for body in ("first", "bad", "second", "third"):
+            manager.publish("", QUEUE.name, body).result(20)
+        until(lambda: handler.at_work == 3)  # the thread of the one that raised has taken the next
+        assert consumer.failures == 1
+        handler.open.set()
+        until(lambda: len(handler.done) == 3)
+        assert {body for body, _ in handler.done} == {b"first", b"second", b"third"}
+    with connected(settings) as (connection, _):
+        assert ready(connection) == 0

@@ -97,6 +97,15 @@ def test_the_constructor_refuses_what_cannot_be(options, field):
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(("prefetch", "workers"), [(None, 4), (2, 3), (8, 0), (8, True), (8, "2")])
+def test_more_workers_than_messages_can_come_are_refused_before_it_connects(prefetch, workers):
+    manager = ConnectionManager(BrokerSettings(host="host.invalid"), prefetch=3)
+    with pytest.raises(ConfigurationError, match="workers") as caught:
+        manager.consume("work", print, prefetch, workers=workers)
+    assert caught.value.field == "workers"
+    assert manager.connections == ()
+
+
 def test_the_connections_are_named_after_their_roles():
     parts = ConnectionManager(BrokerSettings(connection_name="shop"))._parts
     assert [each.settings.connection_name for each in (parts.publishing, parts.consuming)] == [
