@@ -116,6 +116,8 @@ class SharedConnections:
 class ChannelSource:
     """Opens channels of one kind."""
 
+    at_once = 1  # it costs one answer of the broker; and one after another they spread evenly over the connections
+
     def __init__(self, trunks: SharedConnections, *, confirm: bool) -> None:
         self._trunks = trunks
         self._confirm = confirm

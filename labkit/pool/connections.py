@@ -23,6 +23,7 @@ from labkit.values import checked_callable, checked_number
 from labkit.watched import Watched
 
 R = TypeVar("R")
+AT_ONCE = 3  # as psycopg's pool does: most of the gain for links that are slow, and no herd of one client's
 Footprint = tuple[frozenset[object], tuple[Listener, ...]]  # channels, listeners
 NOTHING: frozenset[object] = frozenset()
 
@@ -42,6 +43,7 @@ class ConnectionSource:
     """
 
     kind: type[PooledConnection] = PooledConnection
+    at_once = AT_ONCE
 
     def __init__(self, settings: BrokerSettings, backoff: Backoff) -> None:
         self._settings = settings
@@ -130,10 +132,11 @@ class ConnectionSource:
 class ConnectionPool(Pool[Connection]):
     """Up to ``max_size`` open connections, lent to one borrower at a time. Thread-safe; the constructor does no I/O.
 
-    Made on a thread of the pool's own, one at a time, when they are needed; so a caller never waits for a slow connect
-    while another gives one back. The line is first come, first served. A connection that dies is replaced, never
-    revived: its borrower gets NotConnected or ChannelLost with the reason. Heartbeats are served by the I/O thread,
-    for idle and for busy connections, so an idle pool stays alive.
+    Made on threads of the pool's own when they are needed, for callers one at a time; so nobody waits for a slow
+    connect while another gives one back. Those up to ``min_size`` are made three at once, after one has opened. The
+    line is first come, first served. A connection that dies is replaced, never revived: its borrower gets NotConnected
+    or ChannelLost with the reason. Heartbeats are served by the I/O thread, for idle and for busy connections, so an
+    idle pool stays alive.
 
     The next borrower meets nothing of the last one's. What was opened or added during the lease, channels with their
     consumers and listeners, is ended as the connection comes back, counted and logged with the place of the checkout;
@@ -156,7 +159,8 @@ class ConnectionPool(Pool[Connection]):
         max_lifetime: Seconds after which a connection is replaced: up to 5 % less, so that not all go at once.
         check: Called with the connection at every checkout, in the caller's thread; if it raises, another one is tried.
             None: ``is_open``, which the I/O thread keeps honest. ``labkit.pool.ask_broker`` asks the broker.
-        configure: Called with every new connection, on the pool's thread; if it raises, the connection is not used.
+        configure: Called with every new connection, on a thread of the pool's, perhaps with several at once; if it
+            raises, the connection is not used.
         reset: Called with every connection that comes back, before the next borrower gets it, on a thread of the pool's
             own; the checkin does not wait for it. What the borrower left open is closed by then. If it raises, the
             connection is replaced. It needs deadlines of its own: it has the place as long as it runs.

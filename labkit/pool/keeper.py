@@ -1,7 +1,11 @@
 """What a pool does by itself, on daemon threads: grow, retire, replace, report leaks, take back what was forgotten.
 
-The keeper never waits for a broker: entries are made on a thread of their own, one at a time, and closed on the I/O
-thread. It holds the pool weakly: a pool that nobody has any more is closed.
+The keeper never waits for a broker: entries are made on threads of their own, and closed on the I/O thread. It holds
+the pool weakly: a pool that nobody has any more is closed.
+
+One entry is made at a time for those who wait: meanwhile one may come back and serve them. Those that are kept anyway,
+up to ``min_size``, are made several at once, but only after one has gone ahead and opened: a broker that is away, or
+refuses the login, meets one attempt, and then a pause.
 """
 
 import logging
@@ -33,7 +37,13 @@ SETTLING = 0.1  # seconds between two looks at close handshakes that have not en
 
 
 class Source(Protocol[T]):
-    """Makes what a pool holds. Thread-safe."""
+    """Makes what a pool holds. Thread-safe.
+
+    Attributes:
+        at_once: How many it may be asked for at once.
+    """
+
+    at_once: int
 
     def make(self, begun: Callable[[T], bool]) -> T:
         """Return a new thing, ready for use, or raise. It has its own deadline.
@@ -101,9 +111,10 @@ class Keeper(Generic[T]):
         self._pauses = pauses
         self._clock = clock
         self._options = options
-        self._maker = Mailbox("labkit-pool-maker", limit=1)
+        self._makers = [Mailbox("labkit-pool-maker", limit=1) for _ in range(source.at_once)]
         self._cleaned: deque[tuple[Entry[T], bool, bool]] = deque()  # clean, and reset
-        self._growing: Entry[T] | None = None
+        self._making: set[Mailbox] = set()  # those makers that are at work
+        self._at_once = 1  # how many may be: more once one has opened
         self._grow_at = 0.0
         self._ending: set[T] = set()  # whose close handshake was begun
         self._alarm = Bell()
@@ -183,7 +194,7 @@ class Keeper(Generic[T]):
                 LOGGER.exception("the upkeep of a pool failed; it goes on")
                 pause = TICK
             if self._line.is_closed:
-                if not self._line.entries and not self._line.ending and self._growing is None:
+                if not self._line.entries and not self._line.ending and not self._making:
                     return
             elif self._pool() is None:
                 LOGGER.warning("a pool was forgotten without close(); it is closed now")
@@ -257,31 +268,40 @@ class Keeper(Generic[T]):
         self.wake()
 
     def _grow(self, now: float) -> float:
-        """Have one entry made if somebody needs it; return the seconds until the next may be."""
-        if self._growing is not None:
+        """Have an entry made if somebody needs it; return the seconds until the next may be."""
+        if len(self._making) >= self._at_once:
             return DOZE
         if self._line.is_flapping:  # what opens and dies at once is no success
             self._line.is_flapping = False
-            if self._grow_at <= now:
-                self._grow_at = now + (self._pauses.next() or 0.0)
+            self._pause()
         if self._line.is_refused:  # the next try would get the same answer, so somebody has to ask for it
             return DOZE
         if now < self._grow_at:
             return self._grow_at - now
-        entry = self._line.reserve()
+        entry = self._line.reserve(is_extra=bool(self._making))
         if entry is None:
+            if not self._making:
+                self._at_once = 1  # the next ones begin with one again
             return DOZE
-        self._growing = entry
-        if not self._hand_over(lambda: self._make(entry)):
-            self._growing = None
+        maker = next(each for each in self._makers if each not in self._making)
+        self._making.add(maker)
+        if not self._hand_over(maker, lambda: self._make(entry, maker)):
+            self._making.discard(maker)
             self._line.fail(entry, NotConnected("no thread can be started"), is_final=True)
-        return DOZE
+        return 0.0 if self._at_once > 1 else DOZE
 
-    def _hand_over(self, task: Callable[[], None]) -> bool:
-        return self._maker.put(task)
+    def _pause(self, *, is_busy: bool = False) -> None:
+        """Make nothing for a while. Attempts that fail together are one failure."""
+        with self._line.lock:
+            now = self._clock.now()
+            if self._grow_at <= now:
+                self._grow_at = now + (self._pauses.next(busy=is_busy) or 0.0)
 
-    def _make(self, entry: Entry[T]) -> None:
-        """Fill *entry*; on the maker's thread."""
+    def _hand_over(self, maker: Mailbox, task: Callable[[], None]) -> bool:
+        return maker.put(task)
+
+    def _make(self, entry: Entry[T], maker: Mailbox) -> None:
+        """Fill *entry*; on the thread of *maker*."""
         try:
             thing = self._source.make(lambda begun: self._line.attach(entry, begun))
             if self._line.attach(entry, thing) and self._options.configure is not None:
@@ -289,17 +309,20 @@ class Keeper(Generic[T]):
         except BaseException as exc:  # noqa: BLE001 - SystemExit too: the place must be free again
             kind = classify(exc).kind
             is_final = kind in (Kind.REFUSED, Kind.OUR_BUG)
-            pause = 0.0 if is_final else self._pauses.next(busy=kind is Kind.BUSY) or 0.0
             LOGGER.info("no new pool entry: %s", describe(exc))
-            self._grow_at = self._clock.now() + pause
+            self._at_once = 1
+            if not is_final:
+                self._pause(is_busy=kind is Kind.BUSY)
             self._line.fail(entry, _as_ours(exc) if is_final else exc, is_final=is_final)
         else:
-            self._pauses.opened()
+            self._at_once = len(self._makers)
+            with self._line.lock:
+                self._pauses.opened()
             if not self._line.fill(entry):
                 self._line.ending[thing] = None  # again: the first time it may not have been there to be closed
                 self._ending.discard(thing)
         finally:
-            self._growing = None
+            self._making.discard(maker)
             self.wake()
 
     def _run_configure(self, configure: Callable[[T], object], thing: T) -> None:

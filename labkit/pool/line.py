@@ -190,12 +190,16 @@ class WaitingLine(HandOff[T]):
 
     # The keeper's side.
 
-    def reserve(self) -> Entry[T] | None:
-        """Take a place for a new entry, if there is one and somebody needs it."""
+    def reserve(self, *, is_extra: bool = False) -> Entry[T] | None:
+        """Take a place for a new entry, if there is one and somebody needs it.
+
+        Args:
+            is_extra: Whether others are being made: then only for what is kept anyway, up to ``min_size``.
+        """
         with self.lock:
             size = len(self.entries)
             connecting = self.count_connecting()
-            if size >= self.min_size and self.count_waiting() <= connecting:
+            if size >= self.min_size and (is_extra or self.count_waiting() <= connecting):
                 return None
             entry: Entry[T] = Entry(self.generation)
             if self.is_closed or len(self.entries) >= self.max_size:
@@ -229,14 +233,14 @@ class WaitingLine(HandOff[T]):
     def fail(self, entry: Entry[T], error: BaseException, *, is_final: bool) -> None:
         """The entry could not be made, so its place is free; *is_final*: nor could another.
 
-        Then those in the line are told, unless there is an entry that may come back to serve them.
+        Then those in the line are told, unless there is an entry, or one is being made, that may come to serve them.
         """
         with self.lock:
             self.counters.failed += 1
             self.last_error = error
             self.discard(entry, is_dead=False)
             self.is_refused = is_final
-            if is_final and not any(each.is_ready for each in list(self.entries)):
+            if is_final and not self.entries:
                 self.dismiss(error)
             self.tell_watchers()
         self.wake()

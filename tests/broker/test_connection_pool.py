@@ -19,7 +19,7 @@ from labkit import (
     Queue,
     State,
 )
-from labkit.wire import Proxy, Refuse, Stall
+from labkit.wire import Latency, Proxy, Refuse, Stall
 from tests.broker.connections import (
     EAGER,
     SLACK,
@@ -92,6 +92,26 @@ def test_operation_gets_a_channel_and_its_own_error_comes_out(settings, pools, b
     with pool.connection() as connection:
         until(lambda: connection.status().channels == 0)
     assert pool.get_stats().created == 1
+
+
+def test_a_pool_fills_through_a_slow_link_in_less_time_than_one_connect_after_another_takes(settings, pools):
+    slow = Latency(0.3)  # in each direction, and a connect has three round trips
+    with Proxy(settings) as proxy, proxy.fault(slow):
+        pool = pools(proxy.settings(heartbeat=10), min_size=4)
+        started = time.monotonic()
+        pool.open(wait=True)
+        assert time.monotonic() - started < 4 * 3 * 2 * slow.delay - 1.0
+        assert (pool.get_stats().created, pool.get_stats().failed) == (4, 0)
+
+
+def test_a_pool_that_is_closed_while_it_fills_leaves_no_link_and_no_thread(settings, pools, broker):
+    with Proxy(settings) as proxy, proxy.fault(Latency(0.2)):
+        pool = pools(proxy.settings(heartbeat=10), min_size=8, max_size=8)
+        pool.open()
+        until(lambda: pool.get_stats().created and pool.get_stats().connecting > 1)
+        pool.close()
+        until(lambda: not any(each.startswith("labkit-pool") for each in our_threads()))
+    until(lambda: count(broker, settings) == 0)
 
 
 def test_idle_pool_outlives_many_heartbeats_without_a_new_connection(settings, pools):

@@ -28,6 +28,8 @@ class Thing:
 class Things:
     """Makes them, refuses to while ``error`` is set, and keeps what it made."""
 
+    at_once = 3
+
     def __init__(self):
         self.made = []
         self.error = None
@@ -106,7 +108,7 @@ class StillKeeper(Keeper):
     def _is_in_a_turn(self):
         return self._line.lock._is_owned()
 
-    def _hand_over(self, task):
+    def _hand_over(self, maker, task):
         # A thread of its own: the traceback of an error in there must not hold the borrower's frames.
         thread = threading.Thread(target=task)
         thread.start()

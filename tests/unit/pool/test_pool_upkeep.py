@@ -1,9 +1,13 @@
 """What a pool's upkeep must not get wrong: ages, reports, refusals, errors that are not labkit's. No broker."""
 
+import itertools
+import threading
+
 import pytest
 
 from labkit.errors import AuthenticationFailed, ConfigurationError, ConnectError, PoolTimeout
-from tests.unit.pool.still_pool import adds_up, in_threads, still_pool, threaded_pool
+from labkit.retry import Backoff
+from tests.unit.pool.still_pool import NotThereYet, adds_up, in_threads, still_pool, threaded_pool
 from tests.view import until
 
 
@@ -174,3 +178,99 @@ def test_timeout_of_a_caller_whose_entries_all_failed_their_checks_keeps_its_dea
     stats = pool.get_stats()
     assert (stats.requests, stats.timeouts, stats.leased) == (1, 1, 0)
     assert adds_up(stats)
+
+
+# Several at once
+
+
+class Gate:
+    """Opening waits here, but for the first; counts who does, and fails for those that it is told to."""
+
+    def __init__(self, pool, failing=()):
+        self.open, self.lock, self.at_work, self.most, self.entered = threading.Event(), threading.Lock(), 0, 0, 0
+        self.failing = failing
+        pool.things.while_opening = self
+
+    def __call__(self):
+        with self.lock:
+            self.entered += 1
+            number = self.entered
+            self.at_work += 1
+            self.most = max(self.most, self.at_work)
+        if number > 1:
+            self.open.wait(20)
+        with self.lock:
+            self.at_work -= 1
+        if number in self.failing:
+            raise NotThereYet(f"not number {number}")
+
+
+def test_one_goes_ahead_and_then_three_at_once_are_made_up_to_the_minimum_and_no_more_for_who_waits():
+    pool = threaded_pool(min_size=6, max_size=9)
+    gate = Gate(pool)
+    threads = in_threads(9, lambda: pool.checkout(timeout=60).checkin())
+    until(lambda: gate.at_work == 3)
+    assert (gate.entered, pool.get_stats().created) == (4, 1)
+    gate.open.set()
+    for thread in threads:
+        thread.join(20)
+    until(lambda: pool.get_stats().size >= 6 and pool.get_stats().connecting == 0)
+    assert gate.most == 3
+    assert pool.get_stats().peak <= 9
+    pool.close()
+    assert pool.things.open_now == []
+
+
+def test_a_broker_that_is_away_meets_one_attempt_at_a_time():
+    pool = threaded_pool(min_size=6, max_size=6)
+    gate = Gate(pool)
+    gate.open.set()
+    pool.things.error = NotThereYet("away")
+    pool.open()
+    until(lambda: pool.get_stats().failed >= 5)
+    assert gate.most == 1
+    pool.things.error = None
+    until(lambda: pool.get_stats().idle == 6)
+    pool.close()
+
+
+def test_of_several_attempts_those_that_fail_cost_themselves_only_and_pause_once():
+    backoff = Backoff(initial=0.5, maximum=0.5, jitter="none")
+    pool = threaded_pool(min_size=4, max_size=4, _backoff=backoff)
+    gate = Gate(pool, failing={2, 3})
+    pool.open()
+    until(lambda: gate.at_work == 3)
+    gate.open.set()
+    until(lambda: pool.get_stats().idle == 4)
+    stats = pool.get_stats()
+    assert (stats.created, stats.failed, pool._keeper._pauses.failures) == (4, 2, 1)
+    pool.close()
+
+
+def test_a_refusal_while_another_is_being_made_ends_nobodys_waiting():
+    pool = threaded_pool(min_size=3, max_size=3)
+    refuse, go, numbers = threading.Event(), threading.Event(), itertools.count(1)
+
+    def opening():
+        number = next(numbers)
+        if number == 2:
+            refuse.wait(20)
+            raise AuthenticationFailed("wrong password")
+        if number > 2:
+            go.wait(20)
+
+    pool.things.while_opening = opening
+    lease = pool.checkout()
+    until(lambda: pool.get_stats().connecting == 2)
+    lease.connection.die()
+    lease.checkin()
+    got = []
+    (thread,) = in_threads(1, lambda: got.append(pool.checkout(timeout=60)))
+    until(lambda: pool.get_stats().waiting == 1)
+    refuse.set()
+    until(lambda: pool.get_stats().failed == 1)
+    assert pool.get_stats().waiting == 1
+    go.set()
+    thread.join(20)
+    got[0].checkin()
+    pool.close()
