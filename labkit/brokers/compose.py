@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import docker.errors
-
 from labkit.brokers import encryption, engine, ports
 from labkit.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.brokers.home import PACKAGE, private_directory, unwritable
@@ -322,7 +320,7 @@ def _pause(container: Any) -> None:
     while True:
         try:
             container.pause()
-        except docker.errors.APIError as exc:
+        except engine.sdk().errors.APIError as exc:
             if "unable to freeze" not in str(exc) or time.monotonic() > ends:
                 raise
             time.sleep(0.1)
@@ -341,7 +339,7 @@ def _remove_project(project: str) -> None:
     mine = {"label": f"{PROJECT_LABEL}={project}"}
     with engine.connected(timeout=CTL_TIMEOUT) as client, _plain_errors("remove the container"):
         for container in client.containers.list(all=True, filters=mine):
-            with contextlib.suppress(docker.errors.NotFound):
+            with contextlib.suppress(engine.sdk().errors.NotFound):
                 _unpause(container)
                 container.remove(force=True, v=True)
         for kind in (client.networks, client.volumes):
@@ -355,9 +353,9 @@ def _remove(thing: Any) -> None:
     while True:
         try:
             thing.remove()
-        except docker.errors.NotFound:
+        except engine.sdk().errors.NotFound:
             return
-        except docker.errors.APIError:
+        except engine.sdk().errors.APIError:
             if time.monotonic() >= end:
                 raise
             time.sleep(0.1)
@@ -370,5 +368,5 @@ def _plain_errors(doing: str) -> Iterator[None]:
     """Turn what the SDK raises into a BrokerError that says what was being done."""
     try:
         yield
-    except engine.ENGINE_ERRORS as error:
+    except engine.engine_errors() as error:
         raise BrokerError(f"the container engine could not {doing}: {error}") from error

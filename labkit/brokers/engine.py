@@ -10,12 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import docker
-import docker.context
-import docker.errors
-import requests
-
 from labkit.errors import BrokerError
+from labkit.extras import extra
 
 PING_TIMEOUT = 10.0  # seconds
 PULL_TIMEOUT = 120.0  # seconds for a whole pull
@@ -24,8 +20,15 @@ TELL_EVERY = 3.0  # seconds between two lines of progress
 OFFICIAL = "rabbitmq:4.3-management"
 STANDIN = "labkit-rabbitmq:4-management"  # what `labkit image` builds where no registry can be reached
 
-# What the SDK raises when the engine is silent, gone or unwilling.
-ENGINE_ERRORS = (docker.errors.DockerException, requests.RequestException, OSError)
+
+def sdk() -> Any:
+    """Return docker's SDK. It takes 0.3 s to import: a broker without a container is not to wait for it."""
+    return extra("brokers", "docker")
+
+
+def engine_errors() -> tuple[type[Exception], ...]:
+    """Return what the SDK raises when the engine is silent, gone or unwilling."""
+    return sdk().errors.DockerException, extra("brokers", "requests").RequestException, OSError
 
 
 class NoEngine(BrokerError):  # noqa: N818 - a fact, in the words of the errors beside it
@@ -39,27 +42,29 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
     Raises:
         NoEngine: no engine answers; the text says where we asked, and why not.
     """
+    if not os.environ.get("DOCKER_HOST") and not any(map(shutil.which, ("docker", "docker-compose"))):
+        raise NoEngine("neither the command docker nor docker-compose is here")
     asked = "its default address"
     try:
         if os.environ.get("DOCKER_HOST"):
             asked = os.environ["DOCKER_HOST"]
             _knock(asked)
-            client = docker.from_env(timeout=timeout)
+            client = sdk().from_env(timeout=timeout)
         else:
             # from_env() does not know docker's contexts (docker-py issue 3146), and Docker Desktop's
             # socket is named by nothing else.
-            context = docker.context.ContextAPI.get_current_context()
+            context = sdk().context.ContextAPI.get_current_context()
             if context is None:
                 raise NoEngine("docker's current context does not exist: `docker context ls` shows which do")
             asked = context.Host or asked
             _knock(asked)
-            client = docker.DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=timeout)
-    except ENGINE_ERRORS as error:
+            client = sdk().DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=timeout)
+    except engine_errors() as error:
         raise NoEngine(_no_engine(asked, error)) from error
     try:
         try:
             client.ping()
-        except ENGINE_ERRORS as error:
+        except engine_errors() as error:
             raise NoEngine(_no_engine(asked, error)) from error
         yield client
     finally:
@@ -68,7 +73,7 @@ def connected(timeout: float = PING_TIMEOUT) -> Iterator[Any]:
 
 def engine_version() -> str | None:
     """Return the version of the engine that answers, or None; at most 3 s."""
-    with contextlib.suppress(BrokerError, *ENGINE_ERRORS), connected(timeout=3.0) as client:
+    with contextlib.suppress(BrokerError, *engine_errors()), connected(timeout=3.0) as client:
         return str(client.version()["Version"])
     return None
 
@@ -139,16 +144,16 @@ def pull(client: Any, image: str, say: Callable[[str], None], timeout: float = P
                 told = now
                 done, whole = (sum(each[part] for each in sizes.values()) // 2**20 for part in (0, 1))
                 say(f"pulling {image}: {done} of {whole} MB")
-    except ENGINE_ERRORS as error:
+    except engine_errors() as error:
         raise BrokerError(f"cannot pull {image}: {_explanation(error)}") from error
 
 
 def _has(client: Any, image: str) -> bool:
     try:
         client.images.get(image)
-    except docker.errors.ImageNotFound:
+    except sdk().errors.ImageNotFound:
         return False
-    except ENGINE_ERRORS as error:
+    except engine_errors() as error:
         raise BrokerError(f"the container engine cannot say whether it has {image}: {_explanation(error)}") from error
     return True
 

@@ -1,12 +1,14 @@
 """RabbitMQ's management API, as far as the bench needs it. Knows HTTP, no backend."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import httpx
-
 from labkit.errors import BrokerError
+from labkit.extras import needs
 from labkit.settings.tls import TlsSettings
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT = 10.0  # seconds a request
 SHOWN = 300  # characters of an unexpected answer that go into an error's text
@@ -75,7 +77,10 @@ class Management:
         body: Any = None,
         headers: dict[str, str] | None = None,
         allowed: tuple[int, ...] = (),
-    ) -> httpx.Response:
+    ) -> "httpx.Response":
+        with needs("brokers"):
+            import httpx  # on first use: it takes 0.3 s, which a broker's start is not to wait for
+
         target = f"{self.url}/api/{path}"
         # Environment proxies are for the world outside; this is the classroom's own broker.
         is_https = self.url.startswith("https:")

@@ -1,4 +1,7 @@
-"""The verbs of the ``labkit`` command. Each one reads its arguments, calls a function, and says what came of it."""
+"""The verbs of the ``labkit`` command. Each one reads its arguments, calls a function, and says what came of it.
+
+What takes longer to import than the rest, and only one verb needs, is imported by that verb.
+"""
 
 import os
 from pathlib import Path
@@ -16,12 +19,10 @@ from labkit.lab import (
     audit_commands,
     certificate_commands,
     copies,
-    demo,
     doctor,
     explain_commands,
     lesson,
     refreshing,
-    running,
 )
 from labkit.printable import printable
 
@@ -135,6 +136,8 @@ def doctor_command(home: Home = None) -> None:
 @app.command(name="demo")
 def demo_command(home: Home = None) -> None:
     """Have a connection manager publish and consume on a queue of its own, and cut the line meanwhile."""
+    from labkit.lab import demo
+
     broker = brokers.up("auto", home, say)
     answer(f"RabbitMQ {_version(broker)} ({broker.backend})")
     demo.demonstrate(broker.settings(), answer)
@@ -145,6 +148,8 @@ def run_command(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Notebook numbers; by default all.")] = None,
 ) -> None:
     """Execute notebooks headless, print a table, write HTML into .lab/html; exit code 1 when one fails."""
+    from labkit.lab import running
+
     broker = _for_kernels()
     raise typer.Exit(running.run(notebooks or (), capabilities=broker.capabilities).exit_code)
 

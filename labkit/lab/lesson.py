@@ -1,6 +1,7 @@
 """One sitting at the bench, from the command line: the broker, the learner's copies, JupyterLab, and their end."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from labkit import brokers
 from labkit.brokers import home
@@ -29,9 +30,19 @@ def hold(*, port: int | None, open_browser: bool, say: Callable[[str], None]) ->
 
     with ended_by_signals(end, say):
         server.begin()
-        for copy in copies.refresh_work():
+        with ThreadPoolExecutor(1) as beside:
+            work = beside.submit(_bring_work_up_to_date)
+            broker = brokers.up("auto", None, say)
+            refreshed, lesson = work.result()
+        for copy in refreshed:
             if copy.mine:
                 say(f"work/{copy.path.name} is new; what you ran is kept as {copy.mine.name}")
-        broker = brokers.up("auto", None, say)
         say(f"RabbitMQ {broker.version} ({broker.backend}), management page: {broker.management_url}")
-        serve(server, say=say, open_browser=open_browser, lesson=copies.next_lesson())
+        serve(server, say=say, open_browser=open_browser, lesson=lesson)
+
+
+def _bring_work_up_to_date() -> tuple[list[copies.Copy], str | None]:
+    """Return what was done, and the lesson that comes next."""
+    import httpx  # noqa: F401 - broker and JupyterLab are asked by it in a moment; to import it takes 0.3 s
+
+    return copies.refresh_work(), copies.next_lesson()

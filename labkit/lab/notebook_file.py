@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 # Tags of cells whose source is collapsed: it is the answer, or what the widget below says already.
 COLLAPSED = ("solution", "predict", "recall")
 
-# nbformat is imported where it is used: that takes a second, for which no other command of `labkit` is to wait.
+# nbformat is imported where it is used: that takes 0.4 s, for which no other command of `labkit` is to wait.
 # Any: nbformat has no types; a NotebookNode is a dict whose keys are attributes too.
 Notebook = Any
 Cell = Any
+
+# Of nbformat's dependencies, the one that takes 1.5 s to import (it builds 38 grammars), and that nobody has a use for.
+GRAMMARS = "rfc3987_syntax"
 
 _CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # The model id of a widget is new in each run and points into a kernel that is gone; the text twin beside it stays.
@@ -107,10 +111,8 @@ def read(path: Path) -> Notebook:
     Raises:
         NotebookError: the file is not a notebook of format 4.
     """
-    import nbformat
-
     try:
-        notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
+        notebook = nbformat().v4.reads(path.read_text(encoding="utf-8"))
         if notebook.nbformat != 4 or not isinstance(notebook.cells, list):
             raise NotebookError(f"{path.name} has notebook format {notebook.nbformat}; labkit reads format 4")
     except (OSError, ValueError, AttributeError, KeyError) as error:
@@ -121,9 +123,7 @@ def read(path: Path) -> Notebook:
 
 def write(notebook: Notebook, path: Path) -> None:
     """Write a notebook whole or not at all: sorted keys, one space of indentation, a newline at the end."""
-    import nbformat
-
-    text = nbformat.v4.writes(notebook, sort_keys=True, indent=1, ensure_ascii=False)
+    text = nbformat().v4.writes(notebook, sort_keys=True, indent=1, ensure_ascii=False)
     write_whole(path, (text.rstrip("\n") + "\n").encode())
 
 
@@ -165,9 +165,7 @@ def requires(notebook: Notebook) -> list[str]:
 
 def clear(notebook: Notebook) -> Notebook:
     """Return a copy without outputs and counts."""
-    import nbformat
-
-    copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    copy = nbformat().from_dict(json.loads(json.dumps(notebook)))
     for cell in code_cells(copy):
         cell.outputs = []
         cell.execution_count = None
@@ -196,16 +194,14 @@ def normalise(notebook: Notebook) -> Notebook:
     stream output where the kernel happened to flush twice; only tags and ``source_hidden`` on cells. Ids that are there
     stay (translations and links rely on them); missing and double ones are made from the cell's text.
     """
-    import nbformat
-
     kept = notebook.metadata.get("labkit")
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat().from_dict({"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
     if kept:
         notebook.metadata["labkit"] = kept
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     give_ids(notebook)
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict(_cell_metadata(cell))
+        cell.metadata = nbformat().from_dict(_cell_metadata(cell))
     for count, cell in enumerate(code_cells(notebook), start=1):
         if cell.execution_count is not None:
             cell.execution_count = count
@@ -251,6 +247,19 @@ def title(notebook: Notebook) -> str:
     return ""
 
 
+def nbformat() -> Any:
+    """Return the package nbformat."""
+    # jsonschema imports it if it is there, to check international addresses, of which no notebook's schema has any.
+    modules: dict[str, Any] = sys.modules
+    is_ours = modules.setdefault(GRAMMARS, None) is None
+    try:
+        import nbformat as package
+    finally:
+        if is_ours:
+            modules.pop(GRAMMARS, None)
+    return package
+
+
 def _table_rows(source: str) -> Iterator[tuple[str, str]]:
     for line in source.splitlines():
         columns = [column.strip() for column in line.strip().strip("|").split("|")]
@@ -269,15 +278,13 @@ def _cell_metadata(cell: Cell) -> dict[str, Any]:
 
 
 def _plain_outputs(outputs: Sequence[Any], count: int | None) -> Iterator[Any]:
-    import nbformat
-
     for output in _joined_streams(outputs):
         if output.output_type == "execute_result":
             output.execution_count = count
         if "data" in output:
             for kind in _TRANSIENT_TYPES:
                 output.data.pop(kind, None)
-            output.metadata = nbformat.from_dict({})
+            output.metadata = nbformat().from_dict({})
             if not output.data:
                 continue
         yield output

@@ -14,19 +14,24 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-
-import httpx
+from typing import TYPE_CHECKING
 
 from labkit.brokers.home import replace_file
 from labkit.errors import LabkitError
 from labkit.lab import workspace
+from labkit.lab.notebook_file import GRAMMARS
 from labkit.lab.workspace import LANDING
+
+if TYPE_CHECKING:
+    import httpx
 
 PREFERRED_PORT = 8888
 ATTEMPTS = 3  # to have a port that nobody takes while JupyterLab starts
 READY_TIMEOUT = 60.0  # seconds; 2.4 measured on two cores
 # JupyterLab breaks a printed line at the edge, in the middle of a word.
 STYLE = ".jp-OutputArea .jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }\n"
+# `jupyter lab`, as its script starts it.
+LAUNCH = f"import sys; sys.modules[{GRAMMARS!r}] = None; from jupyterlab.labapp import main; sys.exit(main())"
 STOP_TIMEOUT = 10.0  # seconds; kernels get this long to end by themselves
 
 
@@ -117,10 +122,14 @@ class NotebookServer:
 
         Nothing happens where JupyterLab does not do that: then there is a table of notebooks, as ever.
         """
+        import httpx
+
         with contextlib.suppress(httpx.HTTPError, ValueError), self._client(READY_TIMEOUT) as client:
             workspace.arrange(client, lesson)
 
-    def _client(self, timeout: float) -> httpx.Client:
+    def _client(self, timeout: float) -> "httpx.Client":
+        import httpx  # here, not at the top: JupyterLab and the broker start while it is imported
+
         # trust_env=False: a class's web proxy has no business with loopback.
         headers = {"Authorization": f"token {self._token}"}
         base = f"http://127.0.0.1:{self._port}"
@@ -147,7 +156,7 @@ class NotebookServer:
 
     def _command(self) -> list[str]:
         return [
-            sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={self._port}",
+            sys.executable, "-P", "-c", LAUNCH, "--no-browser", "--ip=127.0.0.1", f"--port={self._port}",
             "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self._directory}", "--ServerApp.allow_root=True",
             "--LabApp.extension_manager=readonly", "--LabApp.custom_css=True",
             "--ServerApp.shutdown_no_activity_timeout=0",
@@ -194,6 +203,8 @@ class NotebookServer:
         )
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
+        import httpx
+
         kind, went = ServerError, f"did not answer within {READY_TIMEOUT:.0f} s"
         deadline = time.monotonic() + READY_TIMEOUT
         while time.monotonic() < deadline:

@@ -7,11 +7,13 @@ lesson; a notebook can be given the kernel of any. Two sessions on one kernel ar
 
 from __future__ import annotations
 
-from typing import Any, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
+from labkit.lab.notebook_file import Notebook, nbformat
 
-from labkit.lab.notebook_file import Notebook
+if TYPE_CHECKING:
+    import httpx
 
 DASHBOARD: Final = "dashboard.ipynb"
 LANDING: Final = "README.md"
@@ -30,10 +32,9 @@ KERNEL: Final = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ip
 
 def notebook() -> Notebook:
     """Return the notebook that shows the dashboard; the same each time."""
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # late: it takes a second
-
-    cells = [new_markdown_cell(ADVICE, id="advice"), new_code_cell(SOURCE, id="dashboard")]
-    return new_notebook(cells=cells, metadata=KERNEL)
+    v4 = nbformat().v4
+    cells = [v4.new_markdown_cell(ADVICE, id="advice"), v4.new_code_cell(SOURCE, id="dashboard")]
+    return v4.new_notebook(cells=cells, metadata=KERNEL)
 
 
 def layout() -> dict[str, Any]:
@@ -63,7 +64,7 @@ def arrange(api: httpx.Client, lesson: str | None) -> None:
     """
     place = "/lab/api/workspaces/default"
     known = api.get(place)
-    if known.status_code == httpx.codes.NOT_FOUND or not known.json().get("data"):
+    if known.status_code == HTTPStatus.NOT_FOUND or not known.json().get("data"):
         api.put(place, json=layout()).raise_for_status()
     if lesson is not None:
         kernel: dict[str, Any] = {"name": "python3"}

@@ -6,6 +6,7 @@ import types
 import pytest
 
 import labkit
+from labkit.lab import server
 
 HEAVY = [
     "docker",
@@ -55,12 +56,25 @@ def test_an_instrument_needs_neither_jupyter_nor_the_command_nor_the_classroom(n
 
 
 @pytest.mark.slow
-def test_the_command_waits_for_no_package_that_only_its_work_on_notebooks_needs():
-    code = (
-        "import sys, labkit.lab.commands; print([name for name in ('nbformat', 'jsonschema') if name in sys.modules])"
-    )
+def test_the_command_waits_for_nothing_that_one_of_its_verbs_alone_needs():
+    late = ["docker", "httpx", "ipywidgets", "jsonschema", "labkit.lab.bench", "nbformat", "pamqp", "requests", "rich"]
+    code = f"import sys, labkit.lab.commands; print([name for name in {late!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; from labkit.lab.notebook_file import nbformat; nbformat().v4",
+        server.LAUNCH.partition("; sys.exit")[0],
+    ],
+)
+def test_neither_our_notebooks_nor_jupyterlab_wait_for_the_grammars_of_international_addresses(code):
+    code += "; print('jsonschema' in sys.modules, 'lark' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("True False", "")
 
 
 def test_no_module_shares_a_name_with_a_public_attribute_beside_it():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import docker
 import pytest
 
 from labkit import brokers
@@ -104,13 +105,13 @@ class FakeEngine:
 
     def get(self, name: str) -> str:
         if name not in self.here:
-            raise engine.docker.errors.ImageNotFound(name)
+            raise docker.errors.ImageNotFound(name)
         return name
 
     def pull(self, name: str, **_: object) -> list[dict[str, object]]:
         self.pulled.append(name)
         if self.events is None:
-            raise engine.docker.errors.APIError("500", explanation="no such host")
+            raise docker.errors.APIError("500", explanation="no such host")
         return self.events
 
 

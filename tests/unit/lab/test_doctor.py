@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import docker
 import pytest
 import trustme
 
@@ -277,11 +278,25 @@ def test_the_command_ends_with_1_when_something_needed_is_missing(
 def test_an_engine_that_fails_in_an_unexpected_way_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from labkit.brokers import engine
 
-    monkeypatch.setattr(engine.docker.context.ContextAPI, "get_current_context", lambda: None)
+    monkeypatch.setattr(docker.context.ContextAPI, "get_current_context", lambda: None)
+    monkeypatch.setattr(engine.shutil, "which", lambda _: "/usr/bin/docker")
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     with pytest.raises(BrokerError, match="current context does not exist"), engine.connected():
         pass
     assert engine.engine_version() is None
+
+
+def test_without_a_docker_command_there_is_no_engine_and_the_sdk_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from labkit.brokers import engine
+
+    monkeypatch.setattr(engine, "sdk", broken(AssertionError("imported")))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    with (
+        pytest.raises(engine.NoEngine, match="neither the command docker nor docker-compose is here"),
+        engine.connected(),
+    ):
+        pass
 
 
 def broken(error: Exception) -> Callable[..., None]:
