@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeVar
 
 from labkit.errors import Kind, Verdict
@@ -20,6 +20,9 @@ T = TypeVar("T")
 EXPONENT_MAX = 32
 # A busy broker answers "not now", so we skip the short pauses: 2 ** 4 times longer, up to the same ceiling.
 BUSY_STEPS = 4
+# Where nothing listens a try costs no broker anything, so pauses stay short: whoever returns is found about as soon as
+# by clients that try each second. Drawn by each client for itself, they keep many from coming in step.
+NOTHING_LISTENS_MAX = 1.0  # seconds
 # Seconds that a link must live before the pauses begin again: longer than a broker needs to accept us and fail again.
 STABLE_AFTER = 10.0
 
@@ -88,7 +91,9 @@ class Backoff:
     """How long to pause before a retry: ``initial * factor ** attempt``, at most ``maximum`` seconds.
 
     With ``jitter="full"`` the pause is drawn between 0 and that value: when a broker comes back, thirty clients
-    must not return in step. ``attempts`` stops after so many tries even if time is left; None: only time stops.
+    must not return in step. ``attempts`` stops after so many tries even if time is left; None: only time stops, and
+    while nothing listens at any host, which costs no broker anything, a connection that connects or recovers pauses for
+    one second at most (``initial``, if that is more).
 
     Raises:
         ConfigurationError: a value that would never wait, never end, or shrink.
@@ -179,12 +184,14 @@ class Pauses:
         """The link is open now; how long it stays so decides about the next pause."""
         self._opened_at = self._clock.now()
 
-    def next(self, *, busy: bool = False, is_free: bool = False) -> float | None:
+    def next(self, *, busy: bool = False, is_free: bool = False, nothing_listens: bool = False) -> float | None:
         """Return the seconds to wait after a failed attempt or a loss; None: the attempts are used up.
 
         Args:
             busy: The broker said "not now", so short pauses are skipped.
             is_free: The pauses grow, and the attempts that are left do not become fewer.
+            nothing_listens: Nothing listens there. Without a limit of attempts the pause is at most one second, or
+                ``backoff.initial`` if that is more; with one, each try is one of few, and the pauses grow as ever.
         """
         opened_at, self._opened_at = self._opened_at, None
         if opened_at is not None and self._clock.now() - opened_at >= self.stable_after:
@@ -193,7 +200,10 @@ class Pauses:
         self._attempts += not is_free
         if self.backoff.attempts is not None and not is_free and self._attempts >= self.backoff.attempts:
             return None
-        return self.backoff.delay(self._failures - 1 + (BUSY_STEPS if busy else 0), self._rng)
+        backoff = self.backoff
+        if nothing_listens and backoff.attempts is None:
+            backoff = replace(backoff, maximum=max(backoff.initial, min(backoff.maximum, NOTHING_LISTENS_MAX)))
+        return backoff.delay(self._failures - 1 + (BUSY_STEPS if busy else 0), self._rng)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, Co
 from labkit.retry import Backoff, Clock, Pauses, SystemClock
 from labkit.settings.settings import BrokerSettings
 from labkit.settings.urls import join_address
-from labkit.verdicts import is_tls_failure
+from labkit.verdicts import is_tls_failure, root_cause
 
 LOGGER = logging.getLogger(__name__)
 SHORTEST_LIMIT = 0.001  # seconds; Pika refuses a limit of 0
@@ -213,7 +213,9 @@ class Plan:
         verdict = self._judge(error)
         if not verdict.is_retryable or not self._is_wanted():
             return None
-        pause = pauses.next(busy=verdict.kind is Kind.BUSY, is_free=verdict.is_free)
+        pause = pauses.next(
+            busy=verdict.kind is Kind.BUSY, is_free=verdict.is_free, nothing_listens=self.hosts.nothing_listens
+        )
         if pause is None:
             return None
         pause = max(pause, verdict.least_pause)
@@ -345,6 +347,12 @@ class Hosts:
         self._fresh = None if is_again else settings.to_pika(ask=False)
         self._refused: set[tuple[str, int]] = set()
         self._failure: Exception | None = None
+        self._closed_ports: list[bool] = []  # of the hosts of this round that failed
+
+    @property
+    def nothing_listens(self) -> bool:
+        """Whether nothing listens at any host that this round has tried."""
+        return bool(self._closed_ports) and all(self._closed_ports)
 
     @property
     def first(self) -> pika.ConnectionParameters:
@@ -362,7 +370,7 @@ class Hosts:
         Raises:
             OSError: a TLS file that was good before cannot be used now.
         """
-        self._failure = None
+        self._failure, self._closed_ports = None, []
         hosts, self._fresh = self._fresh or self._read_again(), None
         places = {(each.host, each.port): each for each in hosts}
         wanted = [each for place, each in places.items() if place not in self._refused]
@@ -372,6 +380,7 @@ class Hosts:
 
     def failed(self, parameters: pika.ConnectionParameters, error: Exception) -> None:
         """Take note of one host's *error*; raise it if the other hosts need not be asked."""
+        self._closed_ports.append(isinstance(root_cause(error), ConnectionRefusedError))
         verdict = classify(error)
         if verdict.kind is Kind.ASKED_FOR:
             raise error

@@ -56,7 +56,7 @@ def test_no_more_than_ten_logins_are_refused_whatever_the_seconds():
 
 
 def test_the_seconds_begin_with_the_first_refusal_of_those_in_a_row():
-    answer, clock = bring_up([GONE] * 40 + [REFUSED] * 8 + [GONE] + [REFUSED] * 8, retry_refused=60.0)
+    answer, clock = bring_up([GONE] * 140 + [REFUSED] * 8 + [GONE] + [REFUSED] * 8, retry_refused=60.0)
     assert answer == "link"
     assert clock.time > 200
 

@@ -1,5 +1,6 @@
 """The plan of a bring-up, driven by hand: no loop, no socket, no broker, and a clock that moves when told to."""
 
+import dataclasses
 import ssl
 from collections import Counter
 
@@ -119,6 +120,32 @@ def test_there_are_as_many_rounds_as_the_settings_say(attempts, pauses):
     assert (error.attempts, error.hosts) == (2 * attempts, TWO)
     delays = [event.next_delay for event in driver.timeline.events if type(event).__name__ == "AttemptFailed"]
     assert delays == [*([0.0, 1.0] * (attempts - 1)), 0.0, None]
+
+
+GROWS = Backoff(initial=0.25, factor=2.0, maximum=4.0, jitter="none")
+
+
+def test_where_nothing_listens_the_pauses_stay_below_a_second():
+    driver = Driver(refuse, backoff=GROWS, connect_deadline=5.0)
+
+    driver.fails()
+    assert driver.pauses() == [0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_where_something_answers_the_pauses_grow_on():
+    driver = Driver(lambda one: REFUSED_PORT if one.host == "address of a" else HANGS_UP, backoff=GROWS)
+
+    driver.fails()
+    assert driver.pauses() == [0.25, 0.5, 1.0, 2.0, 4.0]
+
+
+def test_where_nothing_listens_a_longer_first_pause_and_a_number_of_attempts_keep_their_pauses():
+    long = dataclasses.replace(GROWS, initial=3.0)
+    few = dataclasses.replace(GROWS, attempts=5)
+    for backoff, pauses in ((long, [3.0, 3.0, 3.0]), (few, [0.25, 0.5, 1.0, 2.0])):
+        driver = Driver(refuse, backoff=backoff)
+        driver.fails()
+        assert driver.pauses() == pauses
 
 
 def test_a_pause_that_leaves_no_time_for_another_round_is_not_begun():
