@@ -8,6 +8,7 @@ import pytest
 
 from labkit.brokers.home import project
 from tests.broker.connections import own_virtual_host
+from tests.tiers import in_soak
 from tests.view import until
 
 pytestmark = [
@@ -33,7 +34,7 @@ def storm(broker, seed, steps=STEPS, timeout=250):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *in_soak(2, 3)])
 def test_what_one_caller_does_wrong_costs_nobody_else_anything(broker, seed):
     counted = storm(broker, seed)
     assert counted["happened"] >= STEPS

@@ -20,6 +20,7 @@ from labkit.cli import main
 from labkit.errors import BrokerError
 from tests.broker.backends import connect, eventually, pins_of
 from tests.strangers import STRANGER, only_as_root
+from tests.tiers import in_soak
 
 pytestmark = [pytest.mark.broker, pytest.mark.own_broker, pytest.mark.timeout(180)]
 
@@ -65,7 +66,7 @@ def forget(path: Path) -> None:
     path.write_text(json.dumps({**state, "wanted": "stopped", "pid": 0, "identity": ""}))
 
 
-@pytest.mark.parametrize("spoil", [damage, forget, Path.unlink])
+@pytest.mark.parametrize("spoil", [damage, *in_soak(forget, Path.unlink)])
 def test_up_never_has_two_nodes_in_one_directory(home: Path, spoil) -> None:
     before = record_of(home)
     running = nodes(before)
@@ -162,7 +163,7 @@ def another_program(port: int) -> Iterator[list[bytes]]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("verb", ["status", "up", "down"])
+@pytest.mark.parametrize("verb", ["up", *in_soak("status", "down")])
 def test_a_program_that_has_the_port_of_a_port_mapper_that_is_gone_is_told_nothing(home: Path, verb: str) -> None:
     """After a reboot, say: the record is stale, and the port is somebody else's."""
     record = record_of(home)

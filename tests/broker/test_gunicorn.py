@@ -12,6 +12,7 @@ from tests.broker.connections import own_virtual_host
 from tests.broker.flask_program import QUEUE
 from tests.broker.publishing import drained
 from tests.broker.web import Orders, declared, exported, server_process
+from tests.tiers import in_soak
 from tests.view import until
 
 pytestmark = [
@@ -40,7 +41,9 @@ def workers(process):
     return psutil.Process(process.pid).children()
 
 
-@pytest.mark.parametrize("command", [SYNC, GTHREAD, (*GTHREAD, "--preload")], ids=["sync", "gthread", "preloaded"])
+@pytest.mark.parametrize(
+    "command", [*in_soak(SYNC, GTHREAD), (*GTHREAD, "--preload")], ids=["sync", "gthread", "preloaded"]
+)
 def test_each_worker_has_one_connection_to_publish_and_closes_it_at_the_end(command, broker, settings, tmp_path):
     url, here = declared(settings), settings.virtual_host
     with server_process(command, url, tmp_path / "log") as (process, address):
@@ -58,6 +61,7 @@ def test_each_worker_has_one_connection_to_publish_and_closes_it_at_the_end(comm
 
 CONFIG = """
 from prometheus_client import multiprocess
+from tests.tiers import in_soak
 
 
 def child_exit(server, worker):
@@ -65,7 +69,7 @@ def child_exit(server, worker):
 """
 
 
-@pytest.mark.parametrize("command", [SYNC, (*GTHREAD, "--preload")], ids=["sync", "preloaded"])
+@pytest.mark.parametrize("command", [*in_soak(SYNC), (*GTHREAD, "--preload")], ids=["sync", "preloaded"])
 def test_metrics_are_the_sum_over_all_workers_those_that_ended_too(command, broker, settings, tmp_path):
     (tmp_path / "conf.py").write_text(CONFIG)
     (tmp_path / "shared").mkdir()

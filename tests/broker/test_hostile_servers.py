@@ -11,6 +11,7 @@ from labkit.connection.io_thread import SHARED
 from tests.broker.attacker import STAGES, Attacker, generated, named
 from tests.broker.connections import connected, nothing_left_behind, own_virtual_host
 from tests.broker.drivers import ON_A_LOOP, ask_all
+from tests.tiers import in_soak
 from tests.view import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -112,7 +113,7 @@ def suffer_all(settings, behaviours):
 
 
 @pytest.mark.usefixtures("unharmed")
-@pytest.mark.parametrize("at", [*STAGES, "Connection.Close"])
+@pytest.mark.parametrize("at", [STAGES[0], *in_soak(*STAGES[1:]), "Connection.Close"])
 def test_nonsense_at_a_step_of_the_handshake_costs_who_connects_an_error_in_time(settings, at):
     behaviours = [each for each in named() if each.at == at]
     assert suffer_all(settings, behaviours) == []

@@ -21,6 +21,7 @@ from labkit.events import Event
 from labkit.messaging import consumer_io
 from tests.broker.connections import EAGER, connected, descriptors, own_virtual_host, through_a_proxy
 from tests.broker.test_consumer import fill
+from tests.tiers import in_soak
 from tests.view import until
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
@@ -124,7 +125,7 @@ def test_lost_links_leave_nothing_behind(settings, broker):
             nothing_grows(lose, WARM_UP, connection, lambda: channels_at_the_broker(broker, settings))
 
 
-@pytest.mark.parametrize("settles", [True, False], ids=["settled", "forgotten"])
+@pytest.mark.parametrize("settles", [True, *in_soak(False)], ids=["settled", "forgotten"])
 def test_cancels_of_the_broker_leave_nothing_behind(settings, broker, settles):
     """The queue is deleted with messages in the handler's hands, and comes back."""
     queue = Queue("deleted again and again")

@@ -11,6 +11,7 @@ from labkit import AsyncConnection, ChannelPool, ConnectionPool, LabkitError, Qu
 from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, own_virtual_host
 from tests.broker.test_connection_deadlines import FAULTS
+from tests.tiers import in_soak
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -216,7 +217,7 @@ def calls_while_the_link_is(name, settings):
         return every_call_is_late_by(proxy.settings(heartbeat=0), fault)
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("tls", [False, *in_soak(True)], ids=["plain", "tls"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_call_of_a_pool_and_an_owner_ends_in_time_while_the_link_is(broker, name, tls):
     with own_virtual_host(broker, tls=tls) as settings:

@@ -11,6 +11,7 @@ from labkit import ConnectionManager, Consumer, LabkitError, Outcome, Publisher,
 from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, connected, own_virtual_host
 from tests.broker.test_connection_deadlines import ANSWERS, FAULTS
+from tests.tiers import in_soak
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -105,7 +106,7 @@ def while_the_link_is(fault, settings, *, slack):
         assert Outcome.CONFIRMED not in outcomes
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("tls", [False, *in_soak(True)], ids=["plain", "tls"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_call_of_the_roles_ends_in_time_while_the_link_is(broker, fault, tls):
     with own_virtual_host(broker, tls=tls) as settings:

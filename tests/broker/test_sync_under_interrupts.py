@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from labkit.brokers.home import project
+from tests.tiers import in_soak
 
 pytestmark = [
     pytest.mark.broker,
@@ -25,6 +26,6 @@ def interrupt(settings, verb, seed, count):
     assert f"{count} interrupts of {verb}" in done.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS[:2], *in_soak(*VERBS[2:])])
 def test_call_that_is_interrupted_leaves_nothing_half_done(settings, verb):
     interrupt(settings, verb, seed=1, count=60)

@@ -15,12 +15,13 @@ from nbformat.v4 import new_code_cell
 from labkit.lab.kernels import execute, kernel_environment
 from labkit.lab.notebook_file import clear, code_cells, notebooks, read, shown_text, tags, write
 from labkit.lab.refreshing import nbval_command
+from tests.tiers import in_soak
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = notebooks(ROOT)
 # Those in which connections of raw Pika outlive a cell.
 WITH_RAW_CONNECTIONS = ("05", "06", "08", "09")
-WITH_CELLS_THAT_ONCE_RAN_ONCE_ONLY = ("00", "03", "04", "05", "06", "08", "09")
+WITH_CELLS_THAT_ONCE_RAN_ONCE_ONLY = ("00", *in_soak("03", "04", "05", "06", "08"), "09")
 # What a second run of the cell itself, or of one above it, changes: true, and no fault.
 CHANGED_BY_A_SECOND_RUN = {
     "00.b": "by then is_open knows of the cut",
