@@ -47,6 +47,7 @@ _CODE = re.compile(
     rf"\b(?P<name>{_NAMES}) ?[-–] ?"  # every client: NOT_FOUND - no queue 'q'
     rf"|\((?P<beside>\d{{3}})\)[ ,]{{1,3}}(?:{_NAMES})\b"  # py-amqp: (404) NOT_FOUND
     rf"|\bexception (?P<logged>{_NAMES.lower()})\b"  # the broker's log: caused a channel exception not_found
+    rf"|\{{amqp_error,\s{{0,40}}(?P<term>{_NAMES.lower()})\b"  # and as a term of Erlang's: {{amqp_error,not_found,
     r"|ClosedByBroker(?:: )?\((?P<pika>\d{3})\b"
     r"|initiated by Peer, code=(?P<net>\d{3})\b"
     r"|\berror; protocol method: #method<(?:connection|channel)\.close>\(reply-code=(?P<java>\d{3})\b"

@@ -42,6 +42,16 @@ TEXTS = {
     ("4.3", "heartbeats-missed-by-client"): """closing AMQP connection <0.9.0> (127.0.0.1:1 -> 127.0.0.1:5672,
         duration: '3s'):
         missed heartbeats from client, timeout: 60s""",
+    (
+        "3.5",
+        "heartbeats-missed-by-client",
+    ): "closing AMQP connection <0.9.0> (127.0.0.1:1):\n{heartbeat_timeout,running}",
+    ("3.5", "client-vanished"): "closing AMQP connection <0.9.0> (127.0.0.1:1):\n{inet_error,etimedout}",
+    ("Erlang", "unexpected-frame"): "{amqp_error,unexpected_frame,\n  \"expected content body\",'basic.publish'}",
+    ("Erlang", "precondition-failed"): "{handshake_error,opening,{amqp_error,precondition_failed,none}}",
+    ("rabbitmq-c", "no-heartbeat-from-broker"): "AMQP_STATUS_HEARTBEAT_TIMEOUT: heartbeat timeout, connection closed",
+    ("rabbitmq-c", "certificate-name-mismatch"): "AMQP_STATUS_SSL_HOSTNAME_VERIFY_FAILED",
+    ("kombu 3", "no-answer"): "Connection to 10.0.0.9:5672 failed: timed out",
     ("JSON", "unknown-delivery-tag"): """{"level":"error","msg":"operation basic.ack caused a channel exception
         precondition_failed: unknown delivery tag 1"}""",
 }
