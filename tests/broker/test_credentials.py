@@ -198,6 +198,7 @@ def test_a_secret_that_nobody_answers_to_is_kept_and_the_call_ends_in_time(setti
             lost.start()
             with pytest.raises(NotConnected, match="update_secret: the link ended first"):
                 connection.update_secret("kept", timeout=10)
+            lost.join()
         assert connection.settings.password.get_secret_value() == "kept"
 
 

@@ -570,9 +570,11 @@ def test_run_until_stopped_ends_with_a_close_elsewhere_and_with_a_connection_tha
     with managing(settings, backoff=Backoff(initial=0.01, maximum=0.05, attempts=2)) as (manager, proxy, _):
         manager.publish("", "work", "x").result()
         with proxy.fault(Refuse()):
-            threading.Timer(0.2, proxy.cut).start()
+            lost = threading.Timer(0.2, proxy.cut)
+            lost.start()
             with pytest.raises(ConnectError):
                 manager.run_until_stopped()
+            lost.join()
             with pytest.raises(NotConnected):
                 manager.run_until_stopped()
 
