@@ -21,7 +21,8 @@ def clue(lines: list[str]) -> str:
         text = (line[stamp.end() :] if stamp else line).strip()
         if len(text.split()) >= SHORTEST:
             told.append((stamp["level"] if stamp else "", text))
-    errors = [text for level, text in told if level in {"error", "critical"} or "error" in text.lower()]
-    if errors:
-        return errors[0]
+    for position, (level, text) in enumerate(told):
+        if level in {"error", "critical"} or "error" in text.lower():
+            # "Feature flags: error while running:" says what is wrong in the lines after it.
+            return " ".join(each for _, each in told[position : position + 3]) if text.endswith(":") else text
     return told[-1][1] if told else "(the log is empty)"

@@ -257,6 +257,9 @@ def test_the_clue_is_the_first_error_without_its_stamp() -> None:
     assert clue(lines) == "the port is taken"
     assert clue(lines[:1]) == "starting the broker now"
     assert clue(["Cannot: an ERROR without a stamp", "=====", ""]) == "Cannot: an ERROR without a stamp"
+    assert clue(["Feature flags: error while running:", "its module is missing", "(or", "no time was left"]) == (
+        "Feature flags: error while running: its module is missing no time was left"
+    )
     assert clue([]) == "(the log is empty)"
 
 
