@@ -326,9 +326,9 @@ class DeadlineExceeded(LabkitError, TimeoutError):
 
 
 class WrongThread(LabkitError, RuntimeError):
-    """A call that waits, on the I/O thread, which would wait for itself. Nothing was done.
+    """A call that waits for what its own thread is to do: the I/O thread, one that brings a link up or fills a pool.
 
-    A log handler is called there, for what Pika and labkit log.
+    Nothing was done. A log handler is called on these threads, for what Pika and labkit log.
     """
 
     kind = Kind.OUR_BUG

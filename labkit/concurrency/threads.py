@@ -40,6 +40,12 @@ class ThreadOnDemand:
             start_daemon(self._begin, self._name)
             self._asked_after = lives  # only now: the start may be interrupted
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the one that works."""
+        thread = self.thread
+        return thread is not None and thread.ident == threading.get_ident()
+
     def may_end(self, has_work: Callable[[], bool]) -> bool:
         """Whether the thread, which asks this, is to end now: nothing was put down for it before it said so."""
         with self._turn:

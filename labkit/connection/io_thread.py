@@ -60,9 +60,8 @@ class IoThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether the calling thread is the I/O thread."""
-        loop = self._loop
-        return loop is not None and loop.thread.ident == threading.get_ident()
+        """Whether the calling thread is the I/O thread, also while it has no loop yet: Pika logs as it makes one."""
+        return self._thread.is_current
 
     def may_wait(self) -> None:
         """Refuse to wait on the I/O thread itself.

@@ -9,6 +9,7 @@ events are exact and in order. Other threads only ask (a function posted to the 
 import dataclasses
 import itertools
 import logging
+import threading
 import time
 import weakref
 
@@ -26,7 +27,7 @@ from labkit.connection.states import TRANSITIONS, State, Trigger, after, can_rea
 from labkit.connection.topology_record import TopologyRecord
 from labkit.connection.topology_replay import TopologyRole
 from labkit.connector.facts import LinkFacts, Traffic
-from labkit.errors import DeadlineExceeded, Kind, NotConnected, describe
+from labkit.errors import DeadlineExceeded, Kind, NotConnected, WrongThread, describe
 from labkit.events import (
     AttemptFailed,
     ConnectAttempted,
@@ -109,7 +110,10 @@ class Lifecycle:
         Raises:
             NotConnected: that state can no longer be reached; said at once.
             DeadlineExceeded: it was not reached within *timeout* seconds.
+            WrongThread: as :meth:`may_wait`.
         """
+        if state is State.OPEN:
+            self.may_wait()
         waiter = PendingCall()
         entry = (state, waiter)
         self._watchers.append(entry)
@@ -124,6 +128,16 @@ class Lifecycle:
             waiter.result()
         finally:
             self._watchers.remove(entry)
+
+    def may_wait(self) -> None:
+        """Refuse to wait for a link on the thread that brings it up. From any thread.
+
+        Raises:
+            WrongThread: the calling thread is that one: a log handler runs on it, for example.
+        """
+        task = self.task
+        if task is not None and task.thread == threading.get_ident():
+            raise WrongThread("this thread is bringing the connection up, and cannot wait for it: ask from another")
 
     def not_connected(self) -> NotConnected:
         """Return the error for using it now."""

@@ -68,7 +68,7 @@ class Mailbox:
         """
         if self.is_idle:
             return True
-        if self._thread.thread is threading.current_thread():
+        if self.is_current:
             return False
         done = Bell()
         return self._add(done.ring, math.inf) and done.wait(timeout)
@@ -76,6 +76,11 @@ class Mailbox:
     def flush_by(self, ends: float) -> bool:
         """As :meth:`flush`, for a call that has done its work and must end at *ends*, on the monotonic clock."""
         return self.flush(min(FLUSH_MOST, max(FLUSH_LEAST, ends - time.monotonic())))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the one that its tasks run on."""
+        return self._thread.is_current
 
     @property
     def is_idle(self) -> bool:

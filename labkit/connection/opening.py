@@ -57,6 +57,7 @@ class ConnectTask:
 
     def __init__(self) -> None:
         self.stop = Flag()
+        self.thread: int | None = None  # which follows it
         self.link: Link | None = None
         self.opened: ConnectionOpened | None = None
         self.restored = Restored()
@@ -139,6 +140,7 @@ def run_connect(
         NotConnected: it was closed meanwhile.
         ConfigurationError: a TLS file cannot be read.
     """
+    task.thread = threading.get_ident()
     ends = time.monotonic() + deadline
     bringup = Bringup(
         settings,

@@ -67,7 +67,9 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
     ) -> None:
         super().__init__(life, facade)
         self.inbox: deque[Pending] = deque()  # let in, and not yet taken over here
-        self.window = Window(max_in_flight, max_bytes, admit=self.inbox.append, obstacle=self.obstacle)
+        self.window = Window(
+            max_in_flight, max_bytes, admit=self.inbox.append, obstacle=self.obstacle, may_wait=life.may_wait
+        )
         self.replayed = 0
         self._tally = PublishTally() if tally is None else tally
         self._rng = rng

@@ -40,6 +40,7 @@ class Window:
         admit: Called with each as it goes in: in this order they are to be sent. Written in C, so that nothing comes
             between a message's entry and this.
         obstacle: Says what closes the gate now; None: it is open.
+        may_wait: Raises on a thread that must not wait here.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Window:
         *,
         admit: Callable[[Pending], object],
         obstacle: Callable[[], str | None],
+        may_wait: Callable[[], None],
     ) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._admit = admit
         self._obstacle = obstacle
+        self._may_wait = may_wait
         self._inside: dict[int, Pending] = {}
         self._count = 0  # of what is inside: to ask for its length would be a call
         self._bytes = 0
@@ -80,11 +83,12 @@ class Window:
 
         Raises:
             DeadlineExceeded: it could not go in within *deadline* seconds, or by the end of its confirmation.
-            LabkitError: what :meth:`refuse` was told.
+            LabkitError: what :meth:`refuse` was told, or *may_wait* raised.
         """
         ends = pending.confirmation.ends
         if self.enter_now(pending):
             return
+        self._may_wait()
         place = _LineTicket(ends, pending.size)
         try:
             self._line.append(place)  # before the look: who makes room after that wakes whoever stands here

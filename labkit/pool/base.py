@@ -134,7 +134,7 @@ class Pool(Generic[T]):
             self._line.is_refused = False  # somebody asks again
             self._keeper.wake()
         if wait:
-            SHARED.may_wait()
+            self._keeper.may_wait()
             self._wait_until_filled(timeout)
 
     def checkout(self, *, timeout: float | None = None) -> Lease[T]:
@@ -251,7 +251,7 @@ class Pool(Generic[T]):
         ends = self._clock.now() + seconds
         while True:
             if waiter is not None:
-                SHARED.may_wait()
+                self._keeper.may_wait()
                 began = self._clock.now()
                 waiter.flag.acquire(timeout=_wait_at_most(ends - began))  # in C, and an interrupt ends it
                 waited = self._clock.now() - began

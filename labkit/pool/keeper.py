@@ -18,8 +18,18 @@ from typing import Generic, Protocol, TypeVar
 
 from labkit.concurrency.bell import Bell
 from labkit.concurrency.threads import ThreadOnDemand
+from labkit.connection.io_thread import SHARED
 from labkit.connection.mailbox import Mailbox
-from labkit.errors import ConfigurationError, ConnectError, Kind, LabkitError, NotConnected, classify, describe
+from labkit.errors import (
+    ConfigurationError,
+    ConnectError,
+    Kind,
+    LabkitError,
+    NotConnected,
+    WrongThread,
+    classify,
+    describe,
+)
 from labkit.pool.lease import Frames, shown
 from labkit.pool.line import WaitingLine
 from labkit.pool.options import PoolOptions
@@ -134,6 +144,16 @@ class Keeper(Generic[T]):
             self._thread.need()
         except RuntimeError as exc:
             raise NotConnected(f"no upkeep of a pool can be started: {exc}", reason=exc) from exc
+
+    def may_wait(self) -> None:
+        """Refuse to wait for an entry on the threads that make them; a log handler may be called there.
+
+        Raises:
+            WrongThread: the calling thread is one of those, or the I/O thread.
+        """
+        SHARED.may_wait()
+        if self._thread.is_current or any(each.is_current for each in self._makers):
+            raise WrongThread("this thread of the pool's makes what it would wait for: ask from another")
 
     def wake(self) -> None:
         """Have the thread look now. No lock, no wait: safe anywhere."""

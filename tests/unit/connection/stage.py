@@ -152,7 +152,9 @@ class Stage:
             self._patch.setattr(module, "time", clock)
         self._patch.setattr(lifecycle, "after", after_at_most)
         self._patch.setattr(lifecycle, "Link", StandIn)
-        self._patch.setattr(opening, "threading", SimpleNamespace(Thread=self._thread))
+        threads = SimpleNamespace(Thread=self._thread, get_ident=lambda: id(greenlet.getcurrent()))
+        self._patch.setattr(opening, "threading", threads)
+        self._patch.setattr(lifecycle, "threading", threads)
         self._patch.setattr(opening, "SystemClock", lambda: _Clock(self))
         real_wait = bell.Bell.wait
         self._patch.setattr(

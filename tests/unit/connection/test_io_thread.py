@@ -109,6 +109,23 @@ def test_a_log_handler_that_raises_costs_nothing(io):
         module.LOGGER.removeHandler(handler)
 
 
+def test_a_log_handler_is_told_on_which_thread_it_is_while_the_loop_is_being_made(io):
+    class Asking(module.logging.Handler):
+        def emit(self, record):
+            told.append((threading.current_thread().name, io.is_current, io._loop is None))
+
+    told, handler, logger = [], Asking(), module.logging.getLogger("pika.adapters.select_connection")
+    logger.addHandler(handler)
+    logger.setLevel(module.logging.DEBUG)
+    try:
+        io.call(lambda: None, timeout=10)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(module.logging.NOTSET)
+    assert ("labkit-io", True, True) in told
+    assert {is_current for name, is_current, _ in told if name == "labkit-io"} == {True}
+
+
 def test_the_thread_ends_when_idle_and_comes_back_when_needed(io):
     io.call(lambda: None, timeout=10)
     first = io._loop.thread

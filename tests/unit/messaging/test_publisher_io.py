@@ -27,7 +27,8 @@ def ready_channel():
 
 def test_each_lost_link_leaves_one_timer_and_not_one_more():
     loop, facade = Loop(), Loop()  # anything that can be weakly referenced
-    role = PublisherRole(SimpleNamespace(io=loop), facade, max_in_flight=10, max_bytes=1000, rng=random.Random(1))
+    life = SimpleNamespace(io=loop, may_wait=int)
+    role = PublisherRole(life, facade, max_in_flight=10, max_bytes=1000, rng=random.Random(1))
     confirmation = Confirmation(exchange="", routing_key="work", ends=time.monotonic() + 30)
     role.channel = ready_channel()
     role.window.enter(Pending(1, confirmation, body=b"x", properties=None), 30)

@@ -25,7 +25,7 @@ class Gate:
         self.admitted = []
 
     def window(self, messages=2, size=100):
-        return Window(messages, size, admit=self.admitted.append, obstacle=lambda: self.obstacle)
+        return Window(messages, size, admit=self.admitted.append, obstacle=lambda: self.obstacle, may_wait=int)
 
 
 def in_line(window, one, deadline=30.0):
@@ -143,7 +143,7 @@ def test_many_threads_stay_within_the_window_and_all_get_in():
         inside.append(one)
         most.append(len(window))
 
-    window = Window(5, 1000, admit=admit, obstacle=lambda: None)
+    window = Window(5, 1000, admit=admit, obstacle=lambda: None, may_wait=int)
 
     def work(first):
         for number in range(first, first + 50):
