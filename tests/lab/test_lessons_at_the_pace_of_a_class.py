@@ -29,6 +29,9 @@ CHANGED_BY_A_SECOND_RUN = {
     "01.c": "each run of the cell above opens three more channels, with the next numbers",
     "08.c": "by then the shelf is empty, so a sale connects",
 }
+# What a lesson may ask to press in the fault panel, and what a click there does.
+BUTTONS = {"Refuse": "lab.board().toggles['Refuse'].value = True", "Cut": "lab.board().cut.click()"}
+WITH_BUTTONS = (*in_soak("00", "01"), "06", "07", "08")
 SCALE = 60  # seconds of a class in one second here: the bench's heartbeat of 60 s becomes 1 s
 PAUSE = 4.0  # four heartbeats: a broker gives a silent client up after three at most
 FASTER = f"""
@@ -130,3 +133,29 @@ def wrong_when_every_cell_is_run_twice(path: Path, folder: Path, broker) -> list
 @pytest.mark.parametrize("number", WITH_CELLS_THAT_ONCE_RAN_ONCE_ONLY)
 def test_every_cell_can_be_run_twice_and_observes_the_same(number, broker, tmp_path):
     assert wrong_when_every_cell_is_run_twice(named(number), tmp_path, broker) == []
+
+
+def pressed(path: Path):
+    """The notebook as a learner runs it who presses what it asks for; and how many cells asked."""
+    notebook, asked = clear(read(path)), 0
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.id.endswith("-press"):
+            asked += 1
+            names = [each for each in re.findall(r"\*\*(.+?)\*\*", cell.source) if each in BUTTONS]
+            assert names
+            cells.append(new_code_cell("\n".join(BUTTONS[each] for each in names), id=f"pressed-{asked}"))
+    notebook.cells = cells
+    return notebook, asked
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", WITH_BUTTONS)
+def test_who_presses_what_the_lesson_asks_for_observes_the_same_as_who_does_not(number, broker, tmp_path):
+    notebook, asked = pressed(named(number))
+    assert asked == 1
+    assert execute(notebook, tmp_path, environment_of(broker)) is None
+    told = [observed(cell) for cell in code_cells(notebook) if not cell.id.startswith("pressed-")]
+    assert told == [observed(cell) for cell in code_cells(read(named(number)))]
+    assert shown_text(code_cells(notebook)[-1]).strip() == "nothing left open"
