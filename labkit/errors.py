@@ -208,11 +208,18 @@ class ChannelLost(LabkitError):
 
     Attributes:
         reason: The error that closed it: Pika's ``ChannelClosedByBroker`` with the broker's own words, for example.
+        unsent: How many messages and acknowledgements were handed over to the channel so far, by calls that returned
+            without an error, and then not sent, since it ended first. (What was sent may not have arrived.)
+        unsent_messages: How many of these are messages.
     """
 
-    def __init__(self, message: str, *, reason: BaseException | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: BaseException | None = None, unsent: int = 0, unsent_messages: int = 0
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.unsent = unsent
+        self.unsent_messages = unsent_messages
 
 
 class PoolClosed(LabkitError):

@@ -1,8 +1,11 @@
 """A channel for every thread: each call is handed to the I/O thread and waits there for the broker, with a deadline.
 
+Publishes without confirms, and acknowledgements, wait for nobody; they keep their place among the calls.
+
 A channel never recovers. Once something has closed it, it keeps the reason, and every call raises that.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +15,7 @@ from typing import Any, Protocol, overload
 
 from labkit.connection.blame import declaring
 from labkit.connection.channel_io import ChannelIo, Request
-from labkit.connection.channel_publish import Publish, Told
+from labkit.connection.channel_publish import Publish, Told, hand_over
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.io_thread import CLAIMED_MAX, IoThread
 from labkit.connection.lifecycle import Lifecycle
@@ -21,7 +24,7 @@ from labkit.connection.topology_record import Keeps, place_of
 from labkit.connection.topology_replay import STEP_PAUSE, entity_name, look
 from labkit.content.delivery import Delivery
 from labkit.content.sendable import frame_max_of, written_arguments
-from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded
+from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, LabkitError
 from labkit.topology import Binding, Exchange, Message, Queue
 from labkit.values import check_type, checked_callable, checked_flag, checked_name, checked_number, checked_prefetch
 
@@ -65,7 +68,8 @@ class Channel:
     Every method raises:
 
     * ChannelLost: the channel is gone; ``reason`` is what closed it, ``ChannelClosedByBroker`` with the broker's 404 or
-      406 for example. The connection may be well: open another channel.
+      406 for example. The connection may be well: open another channel. ``unsent`` counts what was handed over to the
+      channel, messages and acknowledgements, and not sent.
     * DeadlineExceeded: no answer in time.
     * ConfigurationError: a value that cannot be sent. The channel is well.
 
@@ -85,8 +89,12 @@ class Channel:
     def __enter__(self) -> "Channel":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except ChannelLost:
+            if kind is None:  # else the error of the block is the one to see
+                raise
 
     @property
     def is_open(self) -> bool:
@@ -192,20 +200,24 @@ class Channel:
         mandatory: bool = False,
         timeout: float = CALL_TIMEOUT,
     ) -> None:
-        """Send *message*. It returns when the bytes are on their way: the broker has confirmed nothing.
+        """Hand *message* over to be sent, and return: the broker has confirmed nothing.
+
+        What a thread publishes, settles and calls on one channel is sent in that order. Up to 1,000 messages and
+        acknowledgements, or 8 MiB, wait to be sent. When so much does, and while the broker blocks this connection (an
+        alarm), this waits for *timeout* seconds; after DeadlineExceeded the message was not handed over, and the
+        channel is well. What was handed over and not sent when the channel is lost is counted: the next call raises
+        ChannelLost with ``unsent``, or :meth:`close` does. On the I/O thread (a log handler) it returns, too; where it
+        would wait, it raises WrongThread.
 
         On a ``connection.channel(confirm=True)`` it returns when the broker has taken the message. Threads that publish
         at the same time wait at the same time.
-
-        While the broker blocks this connection (an alarm), or does not read, it waits for *timeout* seconds; after
-        DeadlineExceeded nothing was sent, and the channel is well.
 
         Args:
             message: A message, or a body.
             exchange: Its name; "": the default exchange, where the routing key is a queue's name.
             routing_key: Up to 255 bytes.
             mandatory: Have it returned (event MessageReturned) if no queue would receive it.
-            timeout: Seconds.
+            timeout: Seconds to wait for room, or for the broker's confirm.
 
         Raises, with confirms:
             PublishRejected: the broker did not take it. MessageRefused: it never will, and has closed the channel.
@@ -213,6 +225,13 @@ class Channel:
                 404), which costs the channel.
             OutcomeUnknown: no answer: the channel was lost first, or the time was over, which costs the channel.
         """
+        if self._core.confirms is None:
+            checked_number("timeout", timeout)
+            try:
+                hand_over(self._core, message, exchange, routing_key, mandatory, timeout)
+            except ChannelLost as exc:
+                raise self._told("publishing", exc) from exc.reason
+            return
         publish = Publish(self._core, message, exchange, routing_key, mandatory)
         try:
             self._request("publishing", publish.request, timeout)
@@ -305,22 +324,51 @@ class Channel:
         self._end("cancelling", partial(self._core.cancel, tag), timeout)
 
     def close(self, *, timeout: float = 5.0) -> None:
-        """Close it; the broker takes back what is not settled. Twice is fine; never raises for a dead link."""
+        """Send what was handed over, and close it; the broker takes back what is not settled. Twice is fine.
+
+        Args:
+            timeout: Seconds for both.
+
+        Raises:
+            ChannelLost: messages that were handed over were not sent, within *timeout* seconds or before the channel
+                was lost, and no call has raised that yet. At the end of a ``with`` block only if the block has not
+                raised. Else a dead link is no error here.
+        """
         checked_number("timeout", timeout)
-        if self._core.is_closed:
-            return
-        ends = time.monotonic() + timeout
-        try:
-            self._request("closing the channel", Request(self._core.close), timeout)
-        except (ChannelLost, DeadlineExceeded) as exc:
-            LOGGER.info("closing: %s", exc)
-        self._connection._life.mailbox.flush_by(ends)
+        core, ends = self._core, time.monotonic() + timeout
+        if not core.is_closed:
+            try:
+                self._request("closing the channel", Request(core.close), timeout, is_told=False)
+            except (ChannelLost, DeadlineExceeded) as exc:
+                LOGGER.info("closing: %s", exc)
+            if not core.is_closed:  # what is left may not go: the broker blocks the connection, or does not read
+                with contextlib.suppress(LabkitError):
+                    core.io.post(lambda: core.close(Request(lambda _: None)))
+                    core.io.call(lambda: None, timeout=CLAIMED_MAX)  # then it is counted
+            self._connection._life.mailbox.flush_by(ends)
+        error = core.untold()
+        if error is not None:
+            raise error from error.reason
+
+    def flush(self, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Return when the operating system has taken all that was handed over here before: messages, acknowledgements.
+
+        The broker has confirmed nothing. After DeadlineExceeded the rest still goes.
+        """
+        self._request("flushing", Request(self._core.flush, is_answered=False), timeout)
 
     def _close_soon(self) -> None:
-        """Close it without waiting for the broker, which answers nothing while it blocks the connection."""
+        """Close it when all is sent, and wait for nothing: a broker that blocks the connection answers nothing."""
         core = self._core
         core.is_leaving = True
-        core.io.post(lambda: core.close(Request(lambda _: None)))
+        core.io.post(core.close_soon)
+
+    def _told(self, what: str, error: ChannelLost) -> ChannelLost:
+        """Return *error* as its user gets it, who has been told then of what was not sent."""
+        self._core.told = max(self._core.told, error.unsent_messages)
+        return ChannelLost(
+            f"{what}: {error}", reason=error.reason, unsent=error.unsent, unsent_messages=error.unsent_messages
+        )
 
     def _written(self, what: Queue | Exchange | Binding) -> dict[str, Any] | None:
         return written_arguments(what.arguments, frame_max_of(self._core.link.connection))
@@ -431,12 +479,12 @@ class Channel:
 
         return self._request(what, Request(send), timeout)
 
-    def _request(self, what: str, request: Request, timeout: float) -> Any:
+    def _request(self, what: str, request: Request, timeout: float, *, is_told: bool = True) -> Any:
         checked_number("timeout", timeout)
         self._connection._io.may_wait()
         core = self._core
         try:
-            core.io.post(lambda: core.begin(request))
+            core.call(request)
             in_time = request.waiter.wait(timeout)
         except BaseException:
             core.is_doubtful = True
@@ -450,7 +498,9 @@ class Channel:
         try:
             return request.waiter.result()
         except ChannelLost as exc:
-            raise ChannelLost(f"{what}: {exc}", reason=exc.reason) from exc.reason
+            if not is_told:
+                raise
+            raise self._told(what, exc) from exc.reason
 
 
 def check_entity(verb: str, what: object) -> None:

@@ -19,17 +19,19 @@ from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY
 from labkit.connection.channel_confirms import Confirms, returned_event
 from labkit.connection.channel_consumer import ChannelConsumer
+from labkit.connection.channel_outbox import ANSWER, CALL, MESSAGE, UNSENT_PAUSE, HandedOver, Outbox
 from labkit.connection.consume_options import ConsumeOptions
+from labkit.connection.io_thread import CLAIMED_MAX
 from labkit.connection.link import Link
 from labkit.connection.topology_record import TopologyRecord
 from labkit.connector.private_pika import BASIC_PUBLISH, closing_method, ignore_late_deliveries
 from labkit.content.delivery import Delivery, Settlements, return_unsettled
+from labkit.content.properties import Properties, size
 from labkit.errors import ChannelLost, ConfigurationError, LabkitError, LeaseError, describe
 from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled
 from labkit.topology import Message
 
 LOGGER = logging.getLogger(__name__)
-UNSENT_PAUSE = 0.02  # seconds between two looks at the bytes that wait for the socket
 JUST_PUBLISHED = 5.0  # seconds in which the broker ends a link over a message; it takes milliseconds
 # What Pika and Python raise for a value that does not fit AMQP (a long name, an odd header); nothing was sent.
 NOT_SENDABLE = (
@@ -49,13 +51,17 @@ class Request:
     Args:
         begin: Sends it; later it, or Pika's callback, settles the request.
         is_publish: It may be held back while the broker takes no publishes.
+        is_answered: By the broker; else it costs nothing to give it up.
     """
 
-    __slots__ = ("begin", "is_publish", "waiter")
+    __slots__ = ("begin", "is_answered", "is_publish", "waiter")
 
-    def __init__(self, begin: Callable[["Request"], None], *, is_publish: bool = False) -> None:
+    def __init__(
+        self, begin: Callable[["Request"], None], *, is_publish: bool = False, is_answered: bool = True
+    ) -> None:
         self.begin = begin
         self.is_publish = is_publish
+        self.is_answered = is_answered
         self.waiter = PendingCall()
 
     def settle(self, value: Any = None) -> None:
@@ -70,7 +76,14 @@ class _Get(NamedTuple):
 
 
 class ChannelIo:
-    """One Pika channel on one link. On the I/O thread only, but for ``reason`` and what begins with ``is_``."""
+    """One Pika channel on one link. On the I/O thread only, but for ``reason`` and what begins with ``is_``.
+
+    Attributes:
+        outbox: What was handed over and is not written yet.
+        unsent_messages: Messages that were handed over and never will be written.
+        unsent_answers: The same, of answers.
+        told: How many unsent messages its user was told of.
+    """
 
     def __init__(self, link: Link, facade: object, topology: TopologyRecord, *, confirm: bool = False) -> None:
         self.link = link
@@ -82,8 +95,9 @@ class ChannelIo:
         # By delivery tag, with whose they are; None: of a get. Whoever settles takes out of it, on any thread: look at
         # a copy.
         self._unsettled: dict[int, ChannelConsumer | None] = {}
-        self._answering: set[int] = set()  # delivery tags whose answer was handed over and not sent yet
         self.io = link.io
+        self.outbox = Outbox(link)
+        self.unsent_messages = self.unsent_answers = self.told = 0
         self.pika: Any = None
         self.number = 0
         self.prefetch: int | None = None
@@ -103,8 +117,36 @@ class ChannelIo:
     def tick(self) -> None:
         """Close a channel that nobody can use any more: an interrupt may have come before its user had it."""
         self._prune()
-        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled or self._answering):
+        if self.outbox:  # a thread may have been cut off as it handed something over
+            self.outbox.drain()
+        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled or self.outbox):
             self._end(None)
+
+    def call(self, request: Request) -> None:
+        """Begin *request* when all that was handed over before is sent. From any thread."""
+        entry = HandedOver(lambda: self.begin(request), CALL)
+        if not self.outbox.put(entry, timeout=0.0):
+            self.io.post(entry.send)
+
+    def publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: Properties, mandatory: bool, timeout: float
+    ) -> None:
+        """Hand a message over, which has been checked. From any thread.
+
+        Raises:
+            ChannelLost, DeadlineExceeded, WrongThread, NotConnected: it is not handed over.
+        """
+
+        def send() -> None:
+            try:
+                self.pika.basic_publish(exchange, routing_key, body, properties, mandatory)
+                self._published_at = time.monotonic()
+            except Exception as exc:  # noqa: BLE001 - whatever it is, nobody waits for this message
+                self.unsent_messages += 1
+                if not isinstance(exc, px.AMQPError):  # else closed between its last sign of life and now
+                    LOGGER.error("a message for %r of exchange %r cannot be sent: %r", routing_key, exchange, exc)  # noqa: TRY400
+
+        self._hand_over(HandedOver(send, MESSAGE, len(body) + size(properties)), timeout)
 
     def begin(self, request: Request) -> None:
         """Start *request*, unless nobody waits for it any more."""
@@ -131,7 +173,25 @@ class ChannelIo:
             if not request.is_publish:
                 self._end(reason)
         elif request in self._pending:
-            self._end(reason)
+            if request.is_answered:
+                self._end(reason)
+            else:
+                self._pending.discard(request)
+
+    def flush(self, request: Request) -> None:
+        """Answer when the socket has taken all that is written by now."""
+        connection, link = self.link.connection, self.link
+        written = 0 if connection is None else connection.bytes_sent
+
+        def look() -> None:
+            if self.is_closed or request.waiter.is_abandoned or connection is None:  # at its end it gets the error
+                return
+            if connection.bytes_sent - link.unsent >= written:
+                request.settle()
+            else:
+                self.io.call_later(UNSENT_PAUSE, look)
+
+        self.io.at_end_of_turn(look)
 
     def open(self, request: Request) -> None:
         """Open Pika's channel."""
@@ -171,6 +231,13 @@ class ChannelIo:
         else:
             channel.add_on_close_callback(lambda *_: request.settle())
 
+    def close_soon(self) -> None:
+        """Close it as soon as all is sent; nobody waits for that."""
+        if self.outbox and not self.is_closed:
+            self.io.call_later(UNSENT_PAUSE, self.close_soon)
+        else:
+            self.close(Request(lambda _: None))
+
     def give_back(self) -> None:
         """Close it, which its borrower has left open."""
         self._end(LeaseError("what it was opened on was given back to its pool"))
@@ -181,14 +248,19 @@ class ChannelIo:
 
     def link_ended(self, reason: BaseException) -> None:
         """The channel is gone with its link."""
+        if isinstance(reason, px.ConnectionClosedByClient):  # in order, and Pika sends all that it gets before that
+            self.outbox.drain(len(self.outbox))
         self._end(reason)
 
     def forget(self, reason: BaseException) -> None:
         """Be closed, in a child process after a fork: no lock, no event, no word to the broker."""
+        self.outbox.shut()
         self.is_open, self.is_closed, self.reason = False, True, reason
+        self.outbox.wake()
 
     def resume(self) -> None:
         """Send the publishes that were held back, as far as they may go."""
+        self.outbox.drain()
         while self._held and self.link.may_publish:
             self._start(self._held.popleft())
 
@@ -247,24 +319,16 @@ class ChannelIo:
         self._settlements.check(tag)
 
         def send() -> None:
-            self._answering.discard(tag)
-            if self.is_open:
-                with contextlib.suppress(px.AMQPError):  # closed between its last sign of life and now
-                    self._settlements.send(self.pika, verb, tag, requeue, may_send)
+            try:
+                self._settlements.send(self.pika, verb, tag, requeue, may_send)
+            except px.AMQPError:  # closed between its last sign of life and now
+                self.unsent_answers += 1
 
-        self._answering.add(tag)  # first: while a message is unsettled the channel stays, though nobody holds it
+        # First: while a message is unsettled, or its answer unsent, the channel stays, though nobody holds it.
+        self._hand_over(HandedOver(send, ANSWER), timeout)
         tags = [each for each in self._unsettled.copy() if each < tag] if verb == "ack-multiple" else []
-        taken: dict[int, ChannelConsumer | None] = {}
         for each in [*tags, tag]:
-            with contextlib.suppress(KeyError):  # another thread answers it too, or the broker has just taken it back
-                taken[each] = self._unsettled.pop(each)
-        try:
-            self.io.hand_over(send, timeout=timeout)
-        except BaseException:  # an interrupt, too: it may be answered again
-            self._answering.discard(tag)
-            if self.is_open:
-                self._unsettled.update(taken)
-            raise
+            self._unsettled.pop(each, None)  # another thread may answer it too, or the broker has just taken it back
         self._settlements.asked(verb, tag)
 
     @property
@@ -273,7 +337,8 @@ class ChannelIo:
 
         From any thread.
         """
-        return not (self.is_doubtful or self._has_delivered or self._consumers or self._unanswered())
+        is_used = self.is_doubtful or self._has_delivered or self._consumers or self.outbox
+        return not (is_used or self._unanswered())
 
     @property
     def holds(self) -> bool:
@@ -287,13 +352,31 @@ class ChannelIo:
             "unsettled message": len(self._unsettled),
             "unanswered call": self._unanswered(),
         }
-        return ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n)
+        return _in_words(counts)
 
     def lost(self, reason: BaseException | None = None) -> ChannelLost:
         """Return the error for using it after its end."""
         reason = reason or self.reason
         text = "it was closed by this side" if reason is None else describe(reason)
-        return ChannelLost(f"the channel is gone: {text}", reason=reason)
+        messages, unsent = self.unsent_messages, self.unsent_messages + self.unsent_answers
+        if unsent:
+            text += f"; not sent: {_in_words({'message': messages, 'acknowledgement': self.unsent_answers})}"
+        return ChannelLost(f"the channel is gone: {text}", reason=reason, unsent=unsent, unsent_messages=messages)
+
+    def untold(self) -> ChannelLost | None:
+        """Return what its user must be told as it closes: messages are lost of which no call has told yet."""
+        if self.unsent_messages <= self.told:
+            return None
+        self.told = self.unsent_messages
+        return self.lost()
+
+    def _hand_over(self, entry: HandedOver, timeout: float) -> None:
+        if not self.is_open:
+            raise self.lost()
+        if not self.outbox.put(entry, timeout=timeout):
+            with contextlib.suppress(LabkitError):  # the I/O thread is at its end, and counts
+                self.io.call(lambda: None, timeout=CLAIMED_MAX)
+            raise self.lost()
 
     def _start(self, request: Request) -> None:
         if request.waiter.is_abandoned:
@@ -305,9 +388,7 @@ class ChannelIo:
         except LabkitError as exc:
             request.waiter.settle(error=exc)
         except NOT_SENDABLE as exc:
-            problem = ConfigurationError(f"this cannot be sent: {describe(exc)}")
-            problem.__cause__ = exc
-            request.waiter.settle(error=problem)
+            request.waiter.settle(error=not_sendable(exc))
         except px.AMQPError as exc:  # closed between its last sign of life and now
             request.waiter.settle(error=self.lost(self.reason or exc))
         if request.waiter.is_settled:
@@ -317,7 +398,7 @@ class ChannelIo:
 
     def _is_anything_in_hand(self) -> bool:
         """Whether the broker may have ended the link over something from here."""
-        is_awaited = any(not each.waiter.is_settled for each in self._pending)
+        is_awaited = any(each.is_answered and not each.waiter.is_settled for each in self._pending)
         return is_awaited or time.monotonic() - self._published_at < JUST_PUBLISHED
 
     def _unanswered(self) -> int:
@@ -352,6 +433,10 @@ class ChannelIo:
         if but is not None:
             self._pending.discard(but)
         was_open, may_give_back = self.is_open, self.holds
+        left = self.outbox.shut()  # counted before the channel is said to be closed: every error has the whole count
+        answers = sum(1 for each in left if each.kind == ANSWER)
+        self.unsent_answers += answers
+        self.unsent_messages += sum(1 for each in left if each.kind == MESSAGE)
         self.is_open, self.is_closed, self.reason = False, True, reason
         self.link.channels.discard(self)
         if reason is not None and self.confirms is not None and self._closing_method() == BASIC_PUBLISH:
@@ -362,10 +447,16 @@ class ChannelIo:
             self.link.in_hand.add(SOMEBODY)
         for request in (*self._pending, *self._held):
             request.waiter.settle(error=self.lost())
+        for each in left:
+            if each.kind == CALL:
+                each.send()
+        self.outbox.wake()
+        if self.unsent_messages or self.unsent_answers:
+            LOGGER.warning("%s", self.lost())  # its user may have no next call
         self._pending.clear()
         self._held.clear()
         self._gets.clear()
-        has_unsettled, self._unsettled = bool(self._unsettled or self._answering), {}
+        has_unsettled, self._unsettled = bool(self._unsettled or answers), {}
         for consumer in self._consumers.values():
             self._over(consumer, self._topology.lost if is_link_lost else self._topology.cancelled)
             consumer.waiting.clear()
@@ -442,3 +533,14 @@ class ChannelIo:
         if consumer.is_counted:
             consumer.is_counted = False
             tell(consumer.queue)
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n)
+
+
+def not_sendable(error: Exception) -> ConfigurationError:
+    """Return what the user gets for one of NOT_SENDABLE."""
+    problem = ConfigurationError(f"this cannot be sent: {describe(error)}")
+    problem.__cause__ = error
+    return problem

@@ -1,14 +1,40 @@
-"""One publish on a channel: what sends it on the I/O thread, and what an error means for the message."""
+"""One publish on a channel: what sends it on the I/O thread, and what an error means for the message.
+
+Without confirms nobody waits for that: :func:`hand_over` checks all that there is to check, and returns.
+"""
 
 from collections.abc import Callable
 
 from labkit.concurrency.bell import WatchedCall
-from labkit.connection.channel_io import ChannelIo, Request
+from labkit.connection.channel_io import NOT_SENDABLE, ChannelIo, Request, not_sendable
 from labkit.content.sendable import check_route, frame_max_of, sendable
 from labkit.errors import ChannelLost, DeadlineExceeded, OutcomeUnknown
 from labkit.topology import Message
 
 Told = Callable[[BaseException | None], object]
+
+
+def hand_over(
+    core: ChannelIo,
+    message: Message | bytes | str,
+    exchange: str,
+    routing_key: str,
+    mandatory: bool,
+    timeout: float,
+) -> None:
+    """Have *message* sent after what was handed over before, on a channel without confirms.
+
+    Raises:
+        ConfigurationError: it cannot be sent.
+        ChannelLost, DeadlineExceeded, WrongThread, NotConnected: it is not handed over.
+    """
+    check_route(exchange, routing_key, mandatory)
+    whole, properties = sendable(message, frame_max_of(core.link.connection))
+    try:
+        properties.keep_encoded()  # here, where what cannot be encoded can be raised
+    except NOT_SENDABLE as exc:
+        raise not_sendable(exc) from exc
+    core.publish(exchange, routing_key, whole.body, properties, mandatory, timeout)
 
 
 class Publish:

@@ -143,7 +143,13 @@ class Link:
     @property
     def may_publish(self) -> bool:
         """Whether the broker takes publishes, and the socket what was published."""
-        return not self.is_blocked and self.connection is not None and unsent_bytes(self.connection) < UNSENT_MAX
+        return not self.is_blocked and self.connection is not None and self.unsent < UNSENT_MAX
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait for the socket. From any thread."""
+        connection = self.connection
+        return 0 if connection is None else unsent_bytes(connection)
 
     def emit(self, event: Event) -> None:
         """Tell the owner's listeners."""

@@ -148,7 +148,8 @@ class JoiningConnection(DecodingConnection, pika.SelectConnection):  # type: ign
         super()._proto_connection_made(transport)
 
     def _get_write_buffer_size(self) -> int:
-        return self._size + int(super()._get_write_buffer_size())
+        transport = self._transport  # once: other threads ask, too
+        return self._size + (0 if transport is None else int(transport.get_write_buffer_size()))
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._pieces:
@@ -197,7 +198,7 @@ def ignore_late_deliveries(channel: Any, tag: str) -> None:
 
 
 def unsent_bytes(connection: pika.SelectConnection) -> int:
-    """Return how many bytes wait for the socket to take them. On the loop's thread."""
+    """Return how many bytes wait for the socket to take them."""
     return int(connection._get_write_buffer_size()) if connection.is_open else 0
 
 

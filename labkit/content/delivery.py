@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from labkit.content.failed_deliveries import RetryCounts
-from labkit.errors import LabkitError, LeaseError
+from labkit.errors import LabkitError, LeaseError, WrongThread
 from labkit.topology import Message
 from labkit.values import checked_flag, checked_number
 
@@ -123,14 +123,14 @@ class Delivery:
         Args:
             multiple: Acknowledge with it whatever came before it on its channel and is not settled: of every consumer
                 there, and what was got. A consumer that labkit restores has a channel of its own.
-            timeout: Seconds to wait while the I/O thread is far behind. Else this returns at once, and the answer is
+            timeout: Seconds to wait while too much waits to be sent. Else this returns at once, and the answer is
                 sent in the order of the calls on this channel; the broker never says that it has come.
 
         Raises:
             ChannelLost: the channel is gone; the message will be delivered again. It is, too, if the channel ends
                 before the answer was sent.
             LeaseError: it was settled before, or as it came (auto-ack).
-            DeadlineExceeded: no turn on the I/O thread within *timeout* seconds; it is not settled.
+            DeadlineExceeded: it was not handed over within *timeout* seconds; it is not settled.
         """
         self._settle("ack-multiple" if checked_flag("multiple", multiple) else "ack", False, timeout)
 
@@ -154,8 +154,8 @@ class Delivery:
         try:
             self._claim(verb)
             self._settler.settle(verb, self._tag, requeue, timeout, self._may_send)
-        except TimeoutError:
-            self._unclaim()  # it did not get its turn: nothing was sent
+        except (TimeoutError, WrongThread):
+            self._unclaim()  # it was not handed over: nothing is sent
             raise
         except Exception:
             raise

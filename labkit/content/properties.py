@@ -65,6 +65,7 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]
     """
 
     undecodable = b""
+    _encoded: list[bytes] | None = None
 
     def decode(self, encoded: bytes, offset: int = 0) -> Self:
         """Read *encoded* from *offset* to its end. Never raises: what is unreadable becomes ``undecodable``."""
@@ -90,6 +91,8 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]
 
     def encode(self) -> list[bytes]:
         """Return the bytes, in pieces; the first holds the flags."""
+        if self._encoded is not None:
+            return self._encoded.copy()  # Pika puts more before them
         flags = 0
         pieces = [b""]
         for flag, name, read, write in FIELDS:
@@ -103,6 +106,10 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]
             flags |= flag
         pieces[0] = FLAGS.pack(flags)
         return pieces
+
+    def keep_encoded(self) -> None:
+        """Encode them now, and never again: nothing may be changed after this. Raises what :meth:`encode` does."""
+        self._encoded = self.encode()
 
 
 def size(properties: pika.BasicProperties) -> int:

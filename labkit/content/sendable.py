@@ -28,7 +28,7 @@ def sendable(message: Message | bytes | str, frame_max: int) -> tuple[Message, P
         ConfigurationError: it cannot be sent; naming the property.
     """
     whole = Message.of(message)
-    properties = whole.to_pika()
+    properties: Properties = whole.to_pika()
     if whole.headers or whole.undecodable:  # without them all that there can be fits into the smallest frame
         check_size(size(properties), frame_max)
     return whole, properties

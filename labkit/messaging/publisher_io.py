@@ -16,7 +16,7 @@ import pika.exceptions as px
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY, Step, Suspects, is_mistake
-from labkit.connection.channel_io import UNSENT_PAUSE
+from labkit.connection.channel_outbox import UNSENT_PAUSE
 from labkit.connection.confirm_ledger import ConfirmLedger
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link

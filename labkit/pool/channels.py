@@ -16,7 +16,7 @@ from labkit.events import Dispatcher, Listener
 from labkit.pool.base import CLOSE_TIMEOUT, Pool
 from labkit.pool.connections import ConnectionSource
 from labkit.pool.lease import Borrowed, Lease
-from labkit.pool.leftovers import Done, close_channel
+from labkit.pool.leftovers import Done, close_channel, when_sent
 from labkit.pool.options import PoolOptions
 from labkit.pool.stats import PoolStats
 from labkit.retry import Backoff
@@ -147,8 +147,16 @@ class ChannelSource:
         if self.is_clean(thing, before):
             done(True)
             return
+        core, ends = thing._core, time.monotonic() + timeout
+
+        def begin() -> None:
+            if self.is_clean(thing, before):  # all that it lacked was that everything is sent
+                done(core.is_open)
+            else:
+                close_channel(core, ends - time.monotonic(), lambda _: done(False))
+
         try:
-            thing._core.io.post(lambda: close_channel(thing._core, timeout, lambda _: done(False)))
+            core.io.post(lambda: when_sent(core, timeout, begin))
         except LabkitError:  # the interpreter is ending
             done(False)
 
@@ -181,9 +189,10 @@ class ChannelPool:
     their publishes, are never mixed; each has places and a line of its own, first come, first served.
 
     A channel that comes back is lent again only if its next borrower would meet nothing of the last one's: it
-    published, declared or deleted, and all of that is answered. One that consumed, got messages, has another prefetch
-    than before, or still waits for a confirm, is closed, and another takes its place when the messages that it held are
-    in their queues again. What its borrower could have ended itself is counted and logged, as in a
+    published, declared or deleted, and all of that is answered. What it published without confirms is sent first; what
+    cannot be is counted in a warning of the log. One that consumed, got messages, has another prefetch than before, or
+    still waits for a confirm, is closed, and another takes its place when the messages that it held are in their queues
+    again. What its borrower could have ended itself is counted and logged, as in a
     :class:`labkit.ConnectionPool`. A 404 or 406 costs the channel, not its connection. A connection that dies takes its
     channels with it; the next channel opens another.
 

@@ -84,7 +84,8 @@ class ConnectionSource:
             return True
         if link.giving_back or thing.events.listeners != before[1]:
             return False
-        return not link.channels or all(each.is_leaving and not each.holds for each in open_channels(link, before[0]))
+        left = open_channels(link, before[0]) if link.channels else []
+        return all(each.is_leaving and not (each.holds or each.outbox) for each in left)
 
     def leftovers(self, thing: Connection, before: Any) -> str:
         """Return what else there is."""
@@ -233,6 +234,8 @@ class ConnectionPool(Pool[Connection]):
         """Return what *operation* returns, called with a new channel on a borrowed connection.
 
         The channel is closed and the connection given back whatever happens, and what *operation* raises is raised.
+        What it published without confirms is sent after that, before the connection is lent again; what cannot be is
+        counted in a warning of the log.
 
         Args:
             operation: A function of one :class:`labkit.Channel`.

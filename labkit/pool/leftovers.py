@@ -1,11 +1,14 @@
 """What a borrower has left open on a connection or a channel, and how the broker is made to end it."""
 
+import time
 from collections.abc import Callable
 
 from labkit.connection.channel_io import ChannelIo
+from labkit.connection.channel_outbox import UNSENT_PAUSE
 from labkit.connection.link import Link
 
 Done = Callable[[bool], None]
+SENDING = 0.5  # part of the time in which what was handed over is sent; then it is dropped, which the channel logs
 
 
 def open_channels(link: Link | None, before: frozenset[object]) -> list[ChannelIo]:
@@ -18,17 +21,36 @@ def open_channels(link: Link | None, before: frozenset[object]) -> list[ChannelI
 def close_channels(link: Link, before: frozenset[object], timeout: float, done: Done) -> None:
     """Close those, and call *done* when no message can come back any more: when the broker has agreed.
 
-    It is called with False if the broker has not within *timeout* seconds, or the link is lost. On the I/O thread.
+    What was handed over on them is sent first. *done* is called with False if the broker has not agreed within
+    *timeout* seconds, or the link is lost. On the I/O thread.
     """
-    for each in open_channels(link, before):
-        each.give_back()
-    _when_given_back(link, {each for each in link.giving_back if isinstance(each, ChannelIo)}, timeout, done)
+    ends = time.monotonic() + timeout
+
+    def close() -> None:
+        for each in open_channels(link, before):
+            each.give_back()
+        awaited = {each for each in link.giving_back if isinstance(each, ChannelIo)}
+        _when_given_back(link, awaited, ends - time.monotonic(), done)
+
+    _when_sent(open_channels(link, before), timeout * SENDING, close)
 
 
 def close_channel(core: ChannelIo, timeout: float, done: Done) -> None:
     """Close one, and call *done* likewise; at once if no message comes back from it. On the I/O thread."""
     core.give_back()
     _when_given_back(core.link, {core} & core.link.giving_back, timeout, done)
+
+
+def when_sent(core: ChannelIo, timeout: float, function: Callable[[], None]) -> None:
+    """Call *function* when all that was handed over on it is sent, but in *timeout* seconds. On the I/O thread."""
+    _when_sent([core], timeout * SENDING, function)
+
+
+def _when_sent(cores: list[ChannelIo], seconds: float, function: Callable[[], None]) -> None:
+    if seconds > 0 and any(each.outbox for each in cores):
+        cores[0].io.call_later(UNSENT_PAUSE, lambda: _when_sent(cores, seconds - UNSENT_PAUSE, function))
+    else:
+        function()
 
 
 def _when_given_back(link: Link, awaited: set[ChannelIo], timeout: float, done: Done) -> None:

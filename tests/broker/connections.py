@@ -56,6 +56,18 @@ def own_virtual_host(broker, *, tls=False):
     broker.delete_vhost(name)
 
 
+@contextmanager
+def io_thread_at_a_stop(channel):
+    """Nothing that is handed over has its turn until the block ends."""
+    gate, is_held = threading.Event(), threading.Event()
+    channel._core.io.post(lambda: (is_held.set(), gate.wait(20)))
+    assert is_held.wait(10)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
 def retired():
     return sum(1 for each in SHARED.hosted() if isinstance(each, Link) and each.is_retired)
 

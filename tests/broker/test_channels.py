@@ -23,7 +23,7 @@ from labkit import (
     QueueState,
 )
 from labkit.wire import Proxy, Stall
-from tests.broker.connections import SLACK, connected, own_virtual_host
+from tests.broker.connections import SLACK, connected, io_thread_at_a_stop, own_virtual_host
 from tests.unit.pool.still_pool import in_threads
 from tests.view import until
 
@@ -325,18 +325,6 @@ def test_an_ack_that_the_end_of_the_link_overtakes_is_lost_and_the_message_comes
     assert [each for each in caplog.records if each.name.startswith("labkit") and each.levelname == "ERROR"] == []
 
 
-@contextlib.contextmanager
-def io_thread_at_a_stop(channel):
-    """Nothing that is handed over has its turn until the block ends."""
-    gate, is_held = threading.Event(), threading.Event()
-    channel._core.io.post(lambda: (is_held.set(), gate.wait(20)))
-    assert is_held.wait(10)
-    try:
-        yield
-    finally:
-        gate.set()
-
-
 def test_answers_do_not_wait_for_the_loop_and_are_sent_in_their_order(settings, channel):
     for number in range(4):
         channel.publish(str(number), routing_key="work")
@@ -357,14 +345,14 @@ def test_answers_do_not_wait_for_the_loop_and_are_sent_in_their_order(settings, 
 
 
 def test_an_answer_waits_when_the_loop_is_far_behind_and_can_be_given_again(channel, monkeypatch):
-    monkeypatch.setattr("labkit.connection.io_thread.HANDED_OVER_MAX", 2)
+    monkeypatch.setattr("labkit.connection.channel_outbox.LINE_MAX", 2)
     for number in range(4):
         channel.publish(str(number), routing_key="work")
     deliveries = [fetch(channel) for _ in range(4)]
     with io_thread_at_a_stop(channel):
         deliveries[0].ack()
         deliveries[1].ack()
-        with pytest.raises(DeadlineExceeded, match=r"no turn on the I/O thread within 0\.1 s"):
+        with pytest.raises(DeadlineExceeded, match=r"not handed over within 0\.1 s: 2 messages"):
             deliveries[2].ack(multiple=True, timeout=0.1)
         assert not deliveries[2].is_settled
         assert channel._core.held() == "2 unsettled messages"
@@ -375,12 +363,14 @@ def test_an_answer_waits_when_the_loop_is_far_behind_and_can_be_given_again(chan
 
 
 def test_an_ack_of_many_that_was_not_handed_over_leaves_all_of_them_unsettled(channel, monkeypatch):
-    monkeypatch.setattr("labkit.connection.io_thread.HANDED_OVER_MAX", 0)
     for number in range(3):
         channel.publish(str(number), routing_key="work")
     deliveries = [fetch(channel) for _ in range(3)]
-    with io_thread_at_a_stop(channel), pytest.raises(DeadlineExceeded):
-        deliveries[2].ack(multiple=True, timeout=0.1)
+    monkeypatch.setattr("labkit.connection.channel_outbox.LINE_MAX", 1)
+    with io_thread_at_a_stop(channel):
+        channel.publish("in the way", routing_key="work")
+        with pytest.raises(DeadlineExceeded):
+            deliveries[2].ack(multiple=True, timeout=0.1)
     assert channel._core.held() == "3 unsettled messages"
     deliveries[2].ack(multiple=True)
     assert channel._core.held() == ""

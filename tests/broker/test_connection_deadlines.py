@@ -11,7 +11,7 @@ import pytest
 
 from labkit import ChannelLost, Connection, LabkitError, Queue, State
 from labkit.wire import Proxy, Stall
-from tests.broker.connections import SLACK, connected, own_virtual_host
+from tests.broker.connections import SLACK, connected, io_thread_at_a_stop, own_virtual_host
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -187,18 +187,17 @@ def test_interrupts_at_random_moments_leave_the_connection_usable(settings):
 
 
 def test_an_interrupted_acknowledgement_can_be_given_again(settings, interrupt, monkeypatch):
-    monkeypatch.setattr("labkit.connection.io_thread.HANDED_OVER_MAX", 0)  # as if the loop were far behind: it waits
     with connected(settings) as (connection, _):
         channel = connection.channel()
         channel.declare(Queue("interrupted"))
         channel.publish("x", routing_key="interrupted")
         delivery = until(lambda: channel.get("interrupted"))
-        with_the_loop_held = threading.Event()
-        connection._io.post(lambda: with_the_loop_held.wait(20))
-        interrupt(0.2)
-        with pytest.raises(KeyboardInterrupt):
-            delivery.ack(timeout=20)
-        with_the_loop_held.set()
+        monkeypatch.setattr("labkit.connection.channel_outbox.LINE_MAX", 1)
+        with io_thread_at_a_stop(channel):
+            channel.publish("in the way", routing_key="elsewhere")  # as if the loop were far behind: the next one waits
+            interrupt(0.2)
+            with pytest.raises(KeyboardInterrupt):
+                delivery.ack(timeout=20)
         delivery.ack()
         channel.close()
         assert connection.channel().get("interrupted") is None
