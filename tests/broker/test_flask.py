@@ -277,7 +277,7 @@ def test_the_development_servers_reloader_leaves_one_connection(broker, settings
         orders = Orders(address)
         for number in (1, 2):
             orders.post(clients=2, each=5)
-            names = {each.name for each in until(lambda: broker.connections(here))}
+            names = {each.name for each in until(lambda: broker.connections(here), 60)}
             assert len(names) == 1
             program.write_text(f"{program.read_text()}# {number}\n")
             until(lambda names=names: not names & {each.name for each in broker.connections(here)}, 30)
