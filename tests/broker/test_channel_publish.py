@@ -230,26 +230,37 @@ def test_a_channel_that_the_broker_closes_counts_what_came_after(connection, cha
 @pytest.mark.parametrize("seed", range(4))
 def test_over_cut_links_no_more_arrives_than_was_handed_over_and_sent(settings, seed):
     rng = random.Random(seed)
-    queue = f"cut-{seed}"
+    queue, names = f"cut-{seed}", "abcd"[: rng.choice([1, 4])]
+    handed, errors = dict.fromkeys(names, 0), []
     with Proxy(settings) as proxy, connected(proxy.settings()) as (connection, _):
-        channel, handed = fresh(connection, queue), 0
+        channel, left = fresh(connection, queue), list(names)
+
+        def publish(name):
+            rng = random.Random(f"{seed}{name}")
+            try:
+                while True:
+                    channel.publish(f"{name} {handed[name]} " + " " * rng.choice([0, 10, 5000]), routing_key=queue)
+                    handed[name] += 1
+            except ChannelLost as exc:
+                errors.append(exc)
+
         fuse = threading.Timer(rng.uniform(0.0, 0.2), proxy.cut, kwargs={"reset": rng.random() < 0.5})
         fuse.start()
-        lost = None
-        while lost is None:
-            try:
-                channel.publish(str(handed) + " " * rng.choice([0, 10, 5000]), routing_key=queue)
-                handed += 1
-            except ChannelLost as exc:
-                lost = exc
+        for thread in in_threads(len(names), lambda: publish(left.pop())):
+            thread.join(60)
         fuse.join()
-        with pytest.raises(ChannelLost) as again:
+        with pytest.raises(ChannelLost) as lost:
             channel.flush()
-        assert lost.unsent == lost.unsent_messages == again.value.unsent
+        assert len(errors) == len(names)
+        for each in errors:  # each has the whole count
+            assert each.unsent == each.unsent_messages == lost.value.unsent
+        channel.close()
     with connected(settings) as (connection, _):
-        arrived = [int(each) for each in taken(connection.channel(), None, queue)]
-    assert arrived == list(range(len(arrived)))
-    assert len(arrived) <= handed - lost.unsent
+        arrived = [each.decode().split() for each in taken(connection.channel(), None, queue)]
+    for name in names:
+        numbers = [int(number) for who, number in arrived if who == name]
+        assert numbers == list(range(len(numbers)))
+    assert len(arrived) <= sum(handed.values()) - lost.value.unsent
 
 
 def test_close_sends_what_is_left_and_the_end_of_a_block_does_too(connection, channel):
