@@ -117,8 +117,7 @@ class ChannelIo:
     def tick(self) -> None:
         """Close a channel that nobody can use any more: an interrupt may have come before its user had it."""
         self._prune()
-        if self.outbox:  # a thread may have been cut off as it handed something over
-            self.outbox.drain()
+        self.outbox.tick()
         if self.is_open and self._facade() is None and not (self._consumers or self._unsettled or self.outbox):
             self._end(None)
 

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from labkit.concurrency.bell import Bell
 from labkit.connection.link import UNSENT_MAX, Link
@@ -51,7 +52,7 @@ class Outbox:
         self._line: deque[HandedOver] = deque()
         self._waiting: list[Bell] = []  # of threads that wait for room
         self._largest = 0  # bytes; no message that waits has more
-        self._is_due = False  # the I/O thread will look
+        self._due: object = None  # what the I/O thread is asked to look with; None: it is not asked
         self._is_polling = False
 
     def __len__(self) -> int:
@@ -83,7 +84,6 @@ class Outbox:
 
     def drain(self, most: int = SLICE) -> None:
         """Send what may go, up to so many, and make room. On the I/O thread."""
-        self._is_due = False  # first, as in WakeUp
         line = self._line
         for _ in range(min(most, len(line))):
             if not (line and self._may_go(line[0])):
@@ -97,6 +97,12 @@ class Outbox:
         elif (line or self._waiting) and not (self._is_polling or self.is_shut):
             self._is_polling = True  # an alarm's end is told; that the socket takes bytes again is not
             self._link.io.call_later(UNSENT_PAUSE, self._poll)
+
+    def tick(self) -> None:
+        """Look, and be asked again: a thread may have been cut off as it asked. On the I/O thread."""
+        self._due = None
+        if self._line:
+            self.drain()
 
     def shut(self) -> list[HandedOver]:
         """Take nothing any more, and return what was not sent. On the I/O thread."""
@@ -154,13 +160,14 @@ class Outbox:
 
     def _look_soon(self) -> None:
         """Have the I/O thread look: once for all that is put before it does."""
-        if not self._is_due:
-            self._is_due = True  # if an interrupt comes now, the channel's next tick looks
-            try:
-                self._link.io.post(self.drain)
-            except BaseException:
-                self._is_due = False
-                raise
+        if self._due is None:
+            due = self._due = object()  # if an interrupt comes now, the channel's next tick looks
+            self._link.io.post(partial(self._look, due))
+
+    def _look(self, due: object) -> None:
+        if due is self._due:  # else somebody asked later; each look that went on asking would be one more in every turn
+            self._due = None  # first, as in WakeUp
+            self.drain()
 
     def _poll(self) -> None:
         self._is_polling = False

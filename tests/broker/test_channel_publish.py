@@ -603,3 +603,19 @@ def test_the_loop_looks_at_the_others_before_all_of_one_channel_is_sent(channel)
         channel._core.io.post(lambda: left.append(len(channel._core.outbox)))
     there_are(channel, 1000)
     assert 900 <= left[0] <= 901  # the call that asks how many are there may wait behind them by then
+
+
+def test_however_often_the_loop_was_asked_to_look_it_sends_one_slice_a_turn(channel):
+    core, left = channel._core, []
+
+    def ask_often():
+        for _ in range(20):
+            core.tick()
+            channel.publish("x", routing_key="work")
+        for _ in range(900):
+            channel.publish("x", routing_key="work")
+        core.io.post(lambda: left.append(len(core.outbox)))
+
+    core.io.call(ask_often, timeout=10)
+    there_are(channel, 920)
+    assert left[0] >= 700
