@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.skipif(bo
 def table():
     rows: list[list[object]] = []
     yield rows
-    write_table("versions", ["RabbitMQ", "backend", "tests", "passed", "skipped", "failed", "seconds"], rows)
+    columns = ["RabbitMQ", "tests", "passed", "skipped", "failed", "seconds"]
+    write_table("versions", columns, rows, beside_others=True)
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def record(table, version: Version, backend: str, what: str, arguments: list[str
     counts, seconds, tail = run_tests(clone, what, arguments, **environment)
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
     passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
-    table.append([version.number, backend, what, passed, skipped, failed, f"{seconds:.0f}"])
+    table.append([f"{version.number}, {backend}", what, passed, skipped, failed, f"{seconds:.0f}"])
     assert passed, tail
     assert not failed, tail
 
