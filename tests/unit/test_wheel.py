@@ -107,7 +107,7 @@ def test_without_extras_the_command_says_what_to_install(site: Path) -> None:
     ("part", "extra"), [("wire", "wire"), ("brokers", "brokers"), ("trials", "brokers"), ("lab", "lab")]
 )
 def test_without_extras_each_part_says_what_to_install(site: Path, part: str, extra: str) -> None:
-    done = run(site, f"import labkit.{part}")
+    done = run(site, f"from labkit.{part} import *")
     assert done.returncode == 1
     assert f"labkit-rabbitmq[{extra}]" in done.stderr.splitlines()[-1]
 

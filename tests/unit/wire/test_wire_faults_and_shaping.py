@@ -25,7 +25,7 @@ from labkit.wire import (
     Tap,
 )
 from labkit.wire.faults import Start
-from labkit.wire.pipe import HIGH_WATER, Pipe, Strike
+from labkit.wire.pipe import HIGH_WATER, LARGE, REST, STREAM, Pipe, Strike
 from labkit.wire.shaping import MOST_PIECES, Shaper
 
 TIMED = st.one_of(
@@ -204,6 +204,40 @@ STEPS = st.lists(
     ),
     max_size=25,
 )
+
+
+def test_a_stream_is_read_once_a_millisecond_and_passes_at_once():
+    owner = Owner()
+    for piece in publishes(2):
+        owner.pipe.feed(piece)
+    assert owner.sent == b"".join(publishes(2))
+    assert not owner.pipe.source.reading
+    owner.loop.run(REST)
+    assert owner.pipe.source.reading
+    owner.pipe.feed(publishes(1)[0])
+    assert not owner.pipe.source.reading  # it goes on, so the next pieces are read together, too
+
+
+def test_what_comes_alone_or_in_large_pieces_is_not_waited_for():
+    owner = Owner()
+    for piece in publishes(5):
+        owner.pipe.feed(piece)
+        assert owner.pipe.source.reading
+        owner.loop.run(owner.now() + 2 * STREAM)
+    for _ in range(2):
+        owner.pipe.feed(b"x" * LARGE)
+        assert owner.pipe.source.reading
+
+
+def test_a_rest_does_not_end_a_stall():
+    owner = Owner()
+    for piece in publishes(2):
+        owner.pipe.feed(piece)
+    stall = owner.arm(Stall())
+    owner.loop.run(2 * REST)
+    assert not owner.pipe.source.reading
+    owner.pipe.disarm(stall)
+    assert owner.pipe.source.reading
 
 
 @given(STEPS)
