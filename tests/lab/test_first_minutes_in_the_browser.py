@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from labkit.lab.copies import LANDING, WORK, refresh_work
 from labkit.lab.generated import WORDS_A_MINUTE, to_do, to_read
@@ -19,6 +19,7 @@ from labkit.lab.notebook_file import read
 from labkit.lab.server import NotebookServer
 from tests.lab import jupyter_page
 from tests.lab.jupyter_page import TIMEOUT, NotebookPage
+from tests.view import until
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / ".lab" / "pictures"
@@ -61,9 +62,8 @@ def test_the_first_message_is_confirmed_within_three_minutes_and_a_click_breaks_
         link.wait_for(timeout=TIMEOUT)
         above = page.locator(".jp-MarkdownViewer").inner_text().partition(LINK)[0]
         before = FIRST_START + 60 * len(above.split()) / WORDS_A_MINUTE
-        # Until the workspace is restored, its own tab comes to the front again, whatever was opened meanwhile.
-        page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=TIMEOUT)
         link.click()
+        bring_to_the_front(page)
         lesson = NotebookPage(page, page.locator(".jp-NotebookPanel", has_text="Send one confirmed message"))
         lesson.wait_until_ready()
 
@@ -93,6 +93,13 @@ def test_the_first_message_is_confirmed_within_three_minutes_and_a_click_breaks_
     print(f"computed: {message:.0f} s, {fault:.0f} s; spent here: {spent:.0f} s, {spent_in_all:.0f} s")
     assert message + MACHINE < MESSAGE_WITHIN
     assert fault + 2 * MACHINE < FAULT_WITHIN
+
+
+def bring_to_the_front(page: Page) -> None:
+    """Until the workspace is restored, its own tab comes to the front again, whatever was opened meanwhile."""
+    tab = page.get_by_role("tab", name=LESSON)
+    idle = page.get_by_role("button", name=jupyter_page.KERNEL_IDLE)
+    until(lambda: tab.click(timeout=TIMEOUT) or idle.is_visible(), TIMEOUT / 1000)
 
 
 def shown(lesson: NotebookPage, source: str, text: str) -> None:
