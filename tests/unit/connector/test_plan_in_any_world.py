@@ -17,8 +17,9 @@ def test_whatever_the_hosts_answer_the_plan_keeps_order_time_and_events(world):
 def test_the_worlds_have_every_end_and_more_than_one_round():
     met = Counter()
 
+    # Hypothesis takes constants from the modules that are loaded, so a worker's draws depend on the tests before it.
     @given(worlds())
-    @examples(max_examples=300, database=None, derandomize=True)
+    @examples(max_examples=600, database=None, derandomize=True)
     def walk_through(world):
         walk = Walk(world)
         met.update(type(step).__name__ for _, step, _ in walk.steps)
