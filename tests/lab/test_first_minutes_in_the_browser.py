@@ -24,7 +24,7 @@ from tests.view import until
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / ".lab" / "pictures"
 LESSON, LINK = "00-start-here.ipynb", "00 Start here"
-FIRST_START = 28.9  # seconds to JupyterLab's address, everything installed by uv: docs/measured.md
+FIRST_START = 22.2  # seconds to JupyterLab's address, everything installed by uv: docs/measured.md
 MESSAGE, CUT = 'print("order 1 is confirmed")', "proxy.cut()  # what Cut does"  # the cells of the two moments
 MESSAGE_WITHIN, FAULT_WITHIN = 180.0, 600.0  # seconds
 MACHINE = 20.0  # seconds for page, kernel and cells up to the message: 16 on a loaded machine
