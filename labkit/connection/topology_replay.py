@@ -3,11 +3,13 @@
 Each step is on its own: what the broker refuses is told to the listeners, and the rest goes on. A queue that is locked
 (405: the broker has not noticed yet that the old link is dead) is tried again. What the old link's end takes along
 after it was declared here, an auto-delete queue or exchange, is declared once more: at once where a step meets that, or
-in one of the looks that follow a recovery.
+in one of the looks that follow a recovery. What gives no answer, a queue whose process hangs, is left behind on its
+channel, and noted when the answer comes.
 """
 
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -32,7 +34,9 @@ from labkit.values import FrozenMapping
 LOGGER = logging.getLogger(__name__)
 NOT_FOUND, RESOURCE_LOCKED = 404, 405  # AMQP 0-9-1, section 1.2 (Constants)
 LOCKED_PAUSES = Backoff(initial=0.02, maximum=0.2, jitter="none")  # between two tries of what is locked
-PATIENCE = 2.0  # seconds that recovery waits for what is locked; then it is tried on beside the work
+PATIENCE = 2.0  # seconds that recovery waits for what is locked, or gives no answer; then it goes on beside the work
+PATIENCE_AGAIN = 0.2  # seconds for each further step without an answer
+LATE_MAX = 100  # steps of one run that may be left behind, each with its channel
 NOTICED_HEARTBEATS = 3  # heartbeats after which the broker must have noticed that a link is dead
 NOTICED_MAX = 30.0  # seconds of the same, without heartbeats
 LOOK_FIRST, LOOK_FACTOR = 0.1, 3.0  # seconds from a recovery to the first look, and how much later each next one is
@@ -145,7 +149,7 @@ class TopologyRole:
         self._refused[step] = reason
         if is_news:
             entity, name = step
-            what = f"{type(entity).__name__.lower()} {name!r}" if name else f"binding of {entity_name(entity)!r}"
+            what = _described(entity, name)
             LOGGER.warning("not declared again: %s: %s", what, describe(reason))
             link.emit(DeclarationRefused(what=what, reason=reason))
 
@@ -198,6 +202,8 @@ class _ReplayRun:
         self._redone: Counter[Place] = Counter()
         self._step: Step | None = None
         self._channel: Any = None
+        self._late: dict[Any, Step] = {}  # by channel: what was left behind
+        self._limit: Timer | None = None  # for the answer to the present step
         now = time.monotonic()
         self._patient_until = now + PATIENCE
         self._locked_until = now + noticed_within(link)
@@ -227,8 +233,34 @@ class _ReplayRun:
         else:
             try:
                 self._declare(*self._step)
+                self._wait_for_the_answer()
             except px.AMQPError as exc:  # the link is just ending, and says so itself
                 LOGGER.debug("restoring the topology: %r", exc)
+
+    def _wait_for_the_answer(self) -> None:
+        connection = self._link.connection
+        if connection is not None and len(self._late) < LATE_MAX:
+            half = (connection.params.stack_timeout or math.inf) / 2  # at all of it the link is given up
+            patience = PATIENCE_AGAIN if self._late else min(PATIENCE, half)
+            self._limit = self._role.io.call_later(patience, self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        """Go on without the present step, on another channel: that one opens only if the link itself is well."""
+        self._limit = None
+        step, self._step = self._step, None
+        channel, self._channel = self._channel, None
+        if step is not None and channel is not None and channel.is_open:
+            LOGGER.warning("%s gives no answer; the topology is restored without", _described(*step))
+            self._late[channel] = step
+            self._open()
+
+    def _answered(self) -> Step | None:
+        """Return the step that has been answered."""
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            limit.cancel()
+        step, self._step = self._step, None
+        return step
 
     def _begin_with(self, plan: Plan) -> None:
         steps = plan()
@@ -267,10 +299,11 @@ class _ReplayRun:
 
     def _declare(self, entity: Entity, name: str) -> None:
         channel = self._channel
+        declared = partial(self._declared, channel)
         arguments = FrozenMapping(entity.arguments).thaw() or None  # Pika wants plain dicts and lists
         if isinstance(entity, Exchange):
             channel.exchange_declare(
-                name, entity.type, False, entity.durable, entity.auto_delete, entity.internal, arguments, self._declared
+                name, entity.type, False, entity.durable, entity.auto_delete, entity.internal, arguments, declared
             )
         elif isinstance(entity, Queue):
             is_look = self._may_be_there(entity, name)  # else the broker would make another one
@@ -281,11 +314,11 @@ class _ReplayRun:
                 entity.exclusive,
                 entity.auto_delete,
                 arguments,
-                self._declared,
+                declared,
             )
         else:
             bind = channel.queue_bind if entity.kind == "queue" else channel.exchange_bind
-            bind(entity.destination, entity.source, entity.routing_key, arguments, self._declared)
+            bind(entity.destination, entity.source, entity.routing_key, arguments, declared)
 
     def _may_be_there(self, queue: Queue, name: str) -> bool:
         """Whether a queue is looked for before another one is made: one that the broker has named, and a stream.
@@ -302,25 +335,45 @@ class _ReplayRun:
             return self._record.is_bound_to_passing(name)
         return True
 
-    def _declared(self, frame: Any) -> None:
-        step, self._step = self._step, None
-        if step is not None and isinstance(step[0], Queue):
-            old, new = step[1], str(frame.method.queue)
-            if old == new and self._is_new_link and _ends_with_its_link(step[0]) and self._may_be_there(step[0], old):
-                self._locked.add(("queue", old))  # it is the old link's
-                self.next()
-                return
-            if self._record.renamed(old, new):
-                self._link.emit(QueueRenamed(old=old, new=new))
-        if step is not None:
-            self._role.declared(step)
+    def _declared(self, channel: Any, frame: Any) -> None:
+        if (late := self._late.pop(channel, None)) is not None:
+            self._note(late, frame)
+            channel.close()
+            _ReplayRun(self._role, self._link, partial(self._bindings_of, late), lambda: None).next()
+            return
+        step = self._answered()
+        if step is not None and self._is_the_old_links(step, frame):
+            self._locked.add(place_of(*step))
+        elif step is not None:
+            self._note(step, frame)
         self.next()
 
+    def _is_the_old_links(self, step: Step, frame: Any) -> bool:
+        entity, name = step
+        return (
+            self._is_new_link
+            and isinstance(entity, Queue)
+            and _ends_with_its_link(entity)
+            and name == frame.method.queue
+            and self._may_be_there(entity, name)
+        )
+
+    def _note(self, step: Step, frame: Any) -> None:
+        old = step[1]
+        if isinstance(step[0], Queue) and self._record.renamed(old, new := str(frame.method.queue)):
+            self._link.emit(QueueRenamed(old=old, new=new))
+        self._role.declared(step)
+
+    def _bindings_of(self, step: Step) -> list[Step]:
+        return [each for each in self._role.around(place_of(*step)) if isinstance(each[0], Binding)]
+
     def _closed(self, channel: Any, reason: BaseException) -> None:
+        if (late := self._late.pop(channel, None)) is not None and isinstance(reason, px.ChannelClosedByBroker):
+            self._role.refused(self._link, late, reason)
         if channel is not self._channel:
             return
         self._channel = None
-        step, self._step = self._step, None
+        step = self._answered()
         if step is None or not isinstance(reason, px.ChannelClosed) or not self._link.is_open:
             self._link.in_hand.add(SOMEBODY if step is None else declaring(*step))
             return  # with the link, which says so itself: Pika tells its channels first
@@ -427,6 +480,10 @@ def noticed_within(link: Link) -> float:
     """Return the seconds within which the broker must have noticed that the link before this one is dead."""
     heartbeat = 0.0 if link.connection is None else float(link.connection.params.heartbeat or 0)
     return NOTICED_HEARTBEATS * heartbeat or NOTICED_MAX
+
+
+def _described(entity: Entity, name: str) -> str:
+    return f"{type(entity).__name__.lower()} {name!r}" if name else f"binding of {entity_name(entity)!r}"
 
 
 def entity_name(entity: Entity) -> str:
