@@ -45,7 +45,9 @@ class Thing:
 
 
 class Things:
-    """Makes them for labkit."""
+    """Makes them for labkit: a :class:`labkit.pool.keeper.Source`."""
+
+    at_once = 1
 
     def make(self, begun: Callable[[Thing], bool]) -> Thing:
         thing = Thing()
@@ -55,11 +57,20 @@ class Things:
     def is_usable(self, thing: Thing) -> bool:
         return thing.is_open
 
-    def is_clean(self, _: Thing) -> bool:
+    def footprint(self, _: Thing) -> object:
+        return None
+
+    def is_clean(self, _: Thing, __: object) -> bool:
         return True
+
+    def leftovers(self, _: Thing, __: object) -> str:
+        return ""
 
     def has_lost_link(self, _: Thing) -> bool:
         return False
+
+    def reason(self, _: Thing) -> None:
+        return None
 
     def begin_end(self, thing: Thing, _: float) -> None:
         thing.is_open = False

@@ -5,6 +5,7 @@ of labkit reaches for one that is not in the table. Below it is what the I/O thr
 """
 
 import contextlib
+import functools
 import socket
 import struct
 from collections.abc import Callable
@@ -28,9 +29,11 @@ KINDS = {
     amqp.FRAME_BODY: "body",
     amqp.FRAME_HEARTBEAT: "heartbeat",
 }
+END = bytes([amqp.FRAME_END])
 SERVER_PROPERTIES = 6  # where that table begins in a Connection.Start
 JOIN_MAX = 1 << 16  # bytes; some system calls' worth, and not much to hold back
 READ_MAX = 1 << 16  # bytes that are read at once; Pika's 4096 make a large message many system calls
+ADDRESSES = 256  # kept as they are written; most messages go to few
 
 
 class FrameDecoder:
@@ -127,8 +130,9 @@ class DecodingConnection(pika.connection.Connection):  # type: ignore[misc]
 class JoiningConnection(DecodingConnection, pika.SelectConnection):  # type: ignore[misc]
     """A ``SelectConnection`` that writes once in a turn of its loop: many frames are one piece. On the loop's thread.
 
-    Pika writes each of the three frames of a message by itself, and each only when the loop has found that there is
-    room. It also reads until nothing is left, so most of its reads find nothing; here the loop says what is left.
+    Pika makes and writes each of the three frames of a message by itself, and each only when the loop has found that
+    there is room. It also reads until nothing is left, so most of its reads find nothing; here the loop says what is
+    left.
 
     Args:
         arguments: Pika's.
@@ -151,6 +155,25 @@ class JoiningConnection(DecodingConnection, pika.SelectConnection):  # type: ign
         transport = self._transport  # once: other threads ask, too
         return self._size + (0 if transport is None else int(transport.get_write_buffer_size()))
 
+    def _send_message(self, channel_number: int, method: Any, content: tuple[pika.BasicProperties, bytes]) -> None:
+        properties, body = content
+        size = len(body)
+        if size > self._body_max_length:  # several frames, and each is a piece: all together could be very large
+            super()._send_message(channel_number, method, content)
+            return
+        header = CONTENT.pack(properties.INDEX, 0, size) + b"".join(properties.encode())
+        pieces = [
+            _publish_frame(channel_number, method.exchange, method.routing_key, method.mandatory),
+            FRAME.pack(amqp.FRAME_HEADER, channel_number, len(header)),
+            header,
+        ]
+        if body:
+            pieces += END, FRAME.pack(amqp.FRAME_BODY, channel_number, size), body
+        data = b"".join((*pieces, END))
+        self.bytes_sent += len(data)
+        self.frames_sent += 3 if body else 2
+        self._adapter_emit_data(data)
+
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._pieces:
             self._at_end_of_turn(self._write_pieces)
@@ -169,6 +192,14 @@ class JoiningConnection(DecodingConnection, pika.SelectConnection):  # type: ign
                 data = data[transport._sock.send(data) :]
         if data:
             super()._adapter_emit_data(data)
+
+
+@functools.lru_cache(ADDRESSES)
+def _publish_frame(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """Return the frame that says where a message goes, whole. Raises what Pika does if it cannot be written."""
+    method = amqp.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    frame: bytes = pika.frame.Method(channel, method).marshal()
+    return frame
 
 
 def is_plain(transport: Any) -> bool:

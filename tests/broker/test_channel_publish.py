@@ -440,7 +440,7 @@ def test_what_pika_refuses_when_its_turn_comes_is_counted_and_close_says_so(conn
                 raise ValueError("odd")
             return super().encode(*arguments)
 
-    channel.publish("odd", routing_key=Fickle("work"))
+    channel.publish("odd", routing_key=Fickle("fickle"))
     channel.publish("fine", routing_key="work")
     there_are(channel, 1)
     with pytest.raises(ChannelLost) as caught:

@@ -186,6 +186,13 @@ NEEDED = (
         "Each frame would be a system call, and a TLS record, of its own: three for a small message.",
     ),
     Needed(
+        _CONNECTION,
+        "_send_message",
+        ("connector/private_pika",),
+        "A message would cost twice the processor's time before it is written: Pika makes its frames one by one.",
+    ),
+    Needed(_CONNECTION, "_body_max_length", ("connector/private_pika",), "As _send_message: how large one frame is."),
+    Needed(
         _BASE,
         "_proto_connection_made",
         ("connector/private_pika",),

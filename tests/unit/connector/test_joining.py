@@ -4,10 +4,18 @@ import contextlib
 import socket
 
 import pika
+import pika.exceptions as px
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from pika.adapters.select_connection import IOLoop
 
 from labkit.connector.private_pika import JOIN_MAX, READ_MAX, JoiningConnection
+from labkit.content.properties import Properties
+
+BODY_MAX = 64  # bytes in one frame
+NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
 
 class PikasTransport:
@@ -115,3 +123,41 @@ def test_a_link_reads_large_pieces_and_once_in_a_turn(link, sockets):
     transport = PikasTransport(sockets[0])
     connection._proto_connection_made(transport)
     assert (transport._MAX_RECV_BYTES, transport._MAX_CONSUME_BYTES) == (READ_MAX, 1)
+
+
+def written(connection, send, where, content):
+    """What *send* writes of a message, in pieces, and what it adds to Pika's counts."""
+    exchange, routing_key, mandatory, number = where
+    before, connection._pieces = (connection.bytes_sent, connection.frames_sent), []
+    method = pika.spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    send(number, method, content)
+    counted = connection.bytes_sent - before[0], connection.frames_sent - before[1]
+    return connection._pieces, counted
+
+
+@given(
+    st.tuples(NAMES, NAMES, st.booleans(), st.integers(1, 65535)),
+    st.fixed_dictionaries({}, optional={"message_id": NAMES, "delivery_mode": st.integers(1, 2), "app_id": NAMES}),
+    st.binary(max_size=3) | st.binary(min_size=BODY_MAX - 2, max_size=BODY_MAX + 2) | st.binary(max_size=4 * BODY_MAX),
+)
+@examples(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_message_is_the_bytes_that_pika_makes_of_it_and_one_piece_if_it_is_small(link, where, values, body):
+    connection, _ = link
+    connection._body_max_length = BODY_MAX
+    content = Properties(**values), body
+    pikas, pikas_counts = written(connection, super(JoiningConnection, connection)._send_message, where, content)
+    ours, counts = written(connection, connection._send_message, where, content)
+    assert (b"".join(ours), counts) == (b"".join(pikas), pikas_counts)
+    assert len(ours) == 1 or len(body) > BODY_MAX
+    connection._pieces = []
+
+
+@pytest.mark.parametrize("name", ["exchange", "routing_key"])
+def test_a_name_that_is_too_long_is_refused_each_time_and_nothing_is_written(link, name):
+    connection, _ = link
+    connection._body_max_length = BODY_MAX
+    method = pika.spec.Basic.Publish(**{name: "x" * 256})
+    for _ in range(2):
+        with pytest.raises(px.ShortStringTooLong):
+            connection._send_message(1, method, (Properties(), b"body"))
+    assert (connection._pieces, connection.bytes_sent) == ([], 0)
