@@ -19,7 +19,7 @@ from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY
 from labkit.connection.channel_confirms import Confirms, returned_event
 from labkit.connection.channel_consumer import ChannelConsumer
-from labkit.connection.channel_outbox import ANSWER, CALL, MESSAGE, UNSENT_PAUSE, HandedOver, Outbox
+from labkit.connection.channel_outbox import ANSWER, CALL, MESSAGE, HandedOver, Outbox
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.io_thread import CLAIMED_MAX
 from labkit.connection.link import Link
@@ -110,7 +110,6 @@ class ChannelIo:
         self._gets: deque[_Get] = deque()
         self._held: deque[Request] = deque()
         self._consumers: dict[str, ChannelConsumer] = {}
-        self._is_polling = False
         self._closing_method: Callable[[], tuple[int, int] | None] = lambda: None
         self._published_at = float("-inf")  # the last message that nobody answers
 
@@ -156,7 +155,7 @@ class ChannelIo:
             return
         if request.is_publish and (self._held or not self.link.may_publish):
             self._held.append(request)
-            self._look_again()
+            self.link.look_again(self.resume)
             return
         self._start(request)
 
@@ -188,7 +187,7 @@ class ChannelIo:
             if connection.bytes_sent - link.unsent >= written:
                 request.settle()
             else:
-                self.io.call_later(UNSENT_PAUSE, look)
+                link.look_again(look)
 
         self.io.at_end_of_turn(look)
 
@@ -233,7 +232,7 @@ class ChannelIo:
     def close_soon(self) -> None:
         """Close it as soon as all is sent; nobody waits for that."""
         if self.outbox and not self.is_closed:
-            self.io.call_later(UNSENT_PAUSE, self.close_soon)
+            self.link.look_again(self.close_soon)
         else:
             self.close(Request(lambda _: None))
 
@@ -262,6 +261,8 @@ class ChannelIo:
         self.outbox.drain()
         while self._held and self.link.may_publish:
             self._start(self._held.popleft())
+        if self._held:
+            self.link.look_again(self.resume)
 
     def get(self, queue: str, options: ConsumeOptions, request: Request) -> None:
         """Ask for one message; one get at a time, for the answer does not say whose it is."""
@@ -410,20 +411,6 @@ class ChannelIo:
 
     def _prune(self) -> None:
         self._pending = {each for each in self._pending if not each.waiter.is_settled}
-
-    def _look_again(self) -> None:
-        """An alarm's end is told; that the socket takes bytes again is not."""
-        if self._is_polling:
-            return
-        self._is_polling = True
-
-        def look() -> None:
-            self._is_polling = False
-            self.resume()
-            if self._held:
-                self._look_again()
-
-        self.io.call_later(UNSENT_PAUSE, look)
 
     def _end(self, reason: BaseException | None, but: Request | None = None) -> None:
         """The channel is over, for *reason*; None: this side closed it."""

@@ -18,7 +18,6 @@ from labkit.errors import DeadlineExceeded
 
 LINE_MAX = 1000  # messages and answers that may wait before whoever hands one over waits, too
 SLICE = 100  # of them that are sent before the loop looks at its other sockets
-UNSENT_PAUSE = 0.02  # seconds between two looks at the bytes that wait for the socket
 MESSAGE, ANSWER, CALL = "message", "answer", "call"
 
 
@@ -53,7 +52,6 @@ class Outbox:
         self._waiting: list[Bell] = []  # of threads that wait for room
         self._largest = 0  # bytes; no message that waits has more
         self._due: object = None  # what the I/O thread is asked to look with; None: it is not asked
-        self._is_polling = False
 
     def __len__(self) -> int:
         return len(self._line)
@@ -94,9 +92,8 @@ class Outbox:
             self.wake()
         if line and self._may_go(line[0]):
             self._look_soon()  # the others' turn first
-        elif (line or self._waiting) and not (self._is_polling or self.is_shut):
-            self._is_polling = True  # an alarm's end is told; that the socket takes bytes again is not
-            self._link.io.call_later(UNSENT_PAUSE, self._poll)
+        elif (line or self._waiting) and not self.is_shut:
+            self._link.look_again(self.drain)
 
     def tick(self) -> None:
         """Look, and be asked again: a thread may have been cut off as it asked. On the I/O thread."""
@@ -168,7 +165,3 @@ class Outbox:
         if due is self._due:  # else somebody asked later; each look that went on asking would be one more in every turn
             self._due = None  # first, as in WakeUp
             self.drain()
-
-    def _poll(self) -> None:
-        self._is_polling = False
-        self.drain()

@@ -18,9 +18,8 @@ from labkit.concurrency.bell import PendingCall
 from labkit.connection import io_thread
 from labkit.connection.channel import Channel
 from labkit.connection.channel_io import ChannelIo
-from labkit.connection.channel_outbox import UNSENT_PAUSE
 from labkit.connection.lifecycle import Lifecycle
-from labkit.connection.link import Link
+from labkit.connection.link import UNSENT_PAUSE, Link
 from labkit.connection.opening import ConnectTask, Present, Recovery, run_connect
 from labkit.connection.role import Role
 from labkit.connection.states import State

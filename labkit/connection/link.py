@@ -28,6 +28,7 @@ from labkit.events import Event
 LOGGER = logging.getLogger(__name__)
 GRACE = 0.5  # seconds after Pika's own time limit before ours ends an attempt
 UNSENT_MAX = 8 * 1024 * 1024  # bytes that may wait for the socket before publishes wait too
+UNSENT_PAUSE = 0.02  # seconds between two looks at them
 RETIRED_MAX = 30.0  # seconds to wait for a retired link's close handshake if there are no heartbeats to judge by
 
 
@@ -131,6 +132,7 @@ class Link:
         self._limit: Timer | None = None
         self._on_gone: list[Callable[[bool], None]] = []
         self._heartbeat_error: Exception | None = None
+        self._looks: set[Callable[[], object]] = set()  # that are to come
 
     def __repr__(self) -> str:
         return f"Link({'open' if self.is_open else 'not open'}, generation={self.generation})"
@@ -158,6 +160,12 @@ class Link:
     def note_step(self) -> None:
         """Take note that a step of restoring what lives on it is done. From any thread."""
         self.stepped_at = time.monotonic()
+
+    def look_again(self, look: Callable[[], object]) -> None:
+        """Call *look* in a moment, once for all who ask by then: nobody tells that the socket takes bytes again."""
+        if look not in self._looks:
+            self._looks.add(look)
+            self.io.call_later(UNSENT_PAUSE, partial(self._look, look))
 
     def fail_when_lost(self, waiter: PendingCall) -> bool:
         """Have *waiter* get the error if the link ends first; False: it has ended, and *waiter* has the error.
@@ -353,6 +361,10 @@ class Link:
             self._owner.link_unblocked(self)
         for channel in list(self.channels):
             channel.resume()
+
+    def _look(self, look: Callable[[], object]) -> None:
+        self._looks.discard(look)
+        look()
 
     def _end_quietly(self) -> None:
         """Stop reporting: the owner is told nothing further of this link."""

@@ -16,7 +16,6 @@ import pika.exceptions as px
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY, Step, Suspects, is_mistake
-from labkit.connection.channel_outbox import UNSENT_PAUSE
 from labkit.connection.confirm_ledger import ConfirmLedger
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link
@@ -80,7 +79,6 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._is_awake = False
-        self._is_looking = False
         self._goes_on = False
 
     # From any thread.
@@ -238,11 +236,11 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
                 continue
             if room <= 0:
                 if not channel.link.may_publish:
-                    self._look_again()
+                    channel.link.look_again(self.pump)
                     return
                 room = JOIN_MAX
             room -= pending.size
-            if is_anything_suspect and self._must_wait(pending):
+            if is_anything_suspect and self._must_wait(channel, pending):
                 return
             self._queue.popleft()
             if not self._send(channel, pending):
@@ -303,7 +301,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         self._tally.sent += 1
         return True
 
-    def _must_wait(self, pending: Pending) -> bool:
+    def _must_wait(self, channel: ConfirmChannel, pending: Pending) -> bool:
         """Whether *pending* has to wait, so that a suspect is on its way alone: on this channel, or on the link."""
         if self._suspects and self._suspects.must_wait(pending, is_any_in_hand=self.is_any_in_hand):
             return True
@@ -311,7 +309,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         is_any = any(each.is_any_in_hand for each in publishers)
         if not self.life.blame.suspects.must_wait(pending, is_any_in_hand=is_any):
             return False
-        self._look_again()  # another publisher's answer does not come here
+        channel.link.look_again(self.pump)  # another publisher's answer does not come here
         return True
 
     @property
@@ -360,18 +358,6 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
                 self.pump()
 
         self.life.io.call_later(pause, rested)
-
-    def _look_again(self) -> None:
-        """An alarm's end is told; that the socket takes bytes again is not."""
-        if self._is_looking:
-            return
-        self._is_looking = True
-
-        def look() -> None:
-            self._is_looking = False
-            self.pump()
-
-        self.life.io.call_later(UNSENT_PAUSE, look)
 
     # Deadlines. One timer for the earliest: a timer a message would outlive most messages.
 

@@ -156,7 +156,7 @@ class ChannelSource:
                 close_channel(core, ends - time.monotonic(), lambda _: done(False))
 
         try:
-            core.io.post(lambda: when_sent(core, timeout, begin))
+            core.io.post(lambda: when_sent([core], timeout, begin))
         except LabkitError:  # the interpreter is ending
             done(False)
 

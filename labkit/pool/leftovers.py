@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 from labkit.connection.channel_io import ChannelIo
-from labkit.connection.channel_outbox import UNSENT_PAUSE
 from labkit.connection.link import Link
 
 Done = Callable[[bool], None]
@@ -32,7 +31,7 @@ def close_channels(link: Link, before: frozenset[object], timeout: float, done: 
         awaited = {each for each in link.giving_back if isinstance(each, ChannelIo)}
         _when_given_back(link, awaited, ends - time.monotonic(), done)
 
-    _when_sent(open_channels(link, before), timeout * SENDING, close)
+    when_sent(open_channels(link, before), timeout, close)
 
 
 def close_channel(core: ChannelIo, timeout: float, done: Done) -> None:
@@ -41,16 +40,17 @@ def close_channel(core: ChannelIo, timeout: float, done: Done) -> None:
     _when_given_back(core.link, {core} & core.link.giving_back, timeout, done)
 
 
-def when_sent(core: ChannelIo, timeout: float, function: Callable[[], None]) -> None:
-    """Call *function* when all that was handed over on it is sent, but in *timeout* seconds. On the I/O thread."""
-    _when_sent([core], timeout * SENDING, function)
+def when_sent(cores: list[ChannelIo], timeout: float, function: Callable[[], None]) -> None:
+    """Call *function* when all that was handed over on them is sent, or SENDING is over. On the I/O thread."""
+    ends = time.monotonic() + timeout * SENDING
 
+    def look() -> None:
+        if time.monotonic() < ends and any(each.outbox for each in cores):
+            cores[0].link.look_again(look)
+        else:
+            function()
 
-def _when_sent(cores: list[ChannelIo], seconds: float, function: Callable[[], None]) -> None:
-    if seconds > 0 and any(each.outbox for each in cores):
-        cores[0].io.call_later(UNSENT_PAUSE, lambda: _when_sent(cores, seconds - UNSENT_PAUSE, function))
-    else:
-        function()
+    look()
 
 
 def _when_given_back(link: Link, awaited: set[ChannelIo], timeout: float, done: Done) -> None:
