@@ -1,32 +1,65 @@
 """One consumer of a channel: its handler, and what waits for that. The channel's core tells what happens to it."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.mailbox import Mailbox
+from labkit.connector.private_pika import ignore_late_deliveries
 from labkit.content.delivery import Delivery, handle
 from labkit.content.failed_deliveries import RetryCounts
 
 WAITING_MAX = 65536  # deliveries; the largest prefetch is 65535
 
 
-class ChannelConsumer:
+class Consuming:
+    """What a consumer's handler has not begun, and how that goes back when the consumer is cancelled.
+
+    Attributes:
+        tag: Its name on the channel.
+        is_stream: Whether its queue is one, which takes nothing back.
+        waiting: What is queued for the handler and can be given back, by delivery tag; nothing with auto-ack.
+        is_cancelled: Whether no more is asked for; set before :meth:`cancel`.
+    """
+
+    def __init__(self, *, is_stream: bool = False) -> None:
+        self.tag = ""
+        self.is_stream = is_stream
+        self.waiting: dict[int, Delivery] = {}
+        self.is_cancelled = False
+
+    def cancel(self, channel: Any, then: Callable[[list[int]], object]) -> None:
+        """Have no more delivered on Pika's *channel*, then call *then* with the tags of what went back."""
+
+        def cancelled(_: Any) -> None:
+            tags = [each for each in list(self.waiting) if self.waiting.pop(each, None) is not None]
+            for each in tags:
+                self.give_back(channel, each)
+            then(tags)
+
+        if self.is_stream:
+            ignore_late_deliveries(channel, self.tag)
+        channel.basic_cancel(self.tag, callback=cancelled)
+
+    def give_back(self, channel: Any, tag: int) -> None:
+        """Return to its queue what the handler has not begun, or what came late."""
+        if channel.is_open and not self.is_stream:
+            channel.basic_nack(tag, requeue=True)
+
+
+class ChannelConsumer(Consuming):
     """Calls *handler* with one delivery after the other, on a thread of its own.
 
     Attributes:
-        waiting: What is queued for the handler and can be given back, by delivery tag.
         is_counted: Whether it is in the record of the topology.
-        is_cancelled: Whether no more comes.
     """
 
     def __init__(self, queue: str, handler: Callable[[Delivery], object], options: ConsumeOptions) -> None:
+        super().__init__(is_stream=options.is_stream)
         self.queue = queue
         self.options = options
-        self.waiting: dict[int, Delivery] = {}
         self.is_counted = False
-        self.is_cancelled = False
         self._handler = handler
         self._retry_counts = RetryCounts("requeue-once")
         # With auto-ack the broker sends on, whatever waits here.
@@ -39,12 +72,6 @@ class ChannelConsumer:
         else:
             self.waiting[tag] = delivery
             self._mailbox.put(lambda: self._handle(self.waiting.pop(tag, None)))
-
-    def take_waiting(self) -> Iterator[int]:
-        """Empty :attr:`waiting`, from which the handler's thread takes too, and yield the tags."""
-        with contextlib.suppress(KeyError):
-            while True:
-                yield self.waiting.popitem()[0]
 
     def _handle(self, delivery: Delivery | None) -> None:
         if delivery is not None:  # else it was given back meanwhile

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pika
@@ -24,12 +25,11 @@ from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.io_thread import CLAIMED_MAX
 from labkit.connection.link import Link
 from labkit.connection.topology_record import TopologyRecord
-from labkit.connector.private_pika import BASIC_PUBLISH, closing_method, ignore_late_deliveries
+from labkit.connector.private_pika import BASIC_PUBLISH, closing_method
 from labkit.content.delivery import Delivery, Settlements, return_unsettled
 from labkit.content.properties import Properties, size
 from labkit.errors import ChannelLost, ConfigurationError, LabkitError, LeaseError, describe
 from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled
-from labkit.topology import Message
 
 LOGGER = logging.getLogger(__name__)
 JUST_PUBLISHED = 5.0  # seconds in which the broker ends a link over a message; it takes milliseconds
@@ -73,6 +73,7 @@ class _Get(NamedTuple):
     queue: str
     options: ConsumeOptions  # of which a get has one: auto_ack
     request: Request
+    is_stream: bool = False  # the broker refuses a get from one
 
 
 class ChannelIo:
@@ -282,11 +283,8 @@ class ChannelIo:
                 self._topology.consumed(queue)
             request.settle(tag)
 
-        def deliver(_: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-            self._deliver(consumer, method, properties, body)
-
         try:
-            tag = options.consume(self.pika, queue, deliver, consuming)
+            tag = consumer.tag = options.consume(self.pika, queue, partial(self._deliver, consumer), consuming)
         except px.DuplicateConsumerTag as exc:
             problem = f"tag: {options.tag!r} is in use on this channel; allowed: one that no consumer here has had"
             raise ConfigurationError(problem, field="tag", value=options.tag) from exc
@@ -299,18 +297,13 @@ class ChannelIo:
             request.settle()
             return
         self._over(consumer, self._topology.cancelled)
-        is_stream = consumer.options.is_stream
 
-        def cancelled(_: Any) -> None:
-            for each in consumer.take_waiting():
+        def cancelled(given_back: list[int]) -> None:
+            for each in given_back:
                 self._unsettled.pop(each, None)
-                if not is_stream:
-                    self.pika.basic_nack(each, requeue=True)
             request.settle()
 
-        if is_stream:
-            ignore_late_deliveries(self.pika, tag)
-        self.pika.basic_cancel(tag, callback=cancelled)
+        consumer.cancel(self.pika, cancelled)
 
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
         """Hand the answer for a delivery over; from any thread."""
@@ -461,7 +454,7 @@ class ChannelIo:
         get = self._gets[0]
 
         def got(_: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-            self._got(self._delivery(get.queue, get.options, None, method, properties, body))
+            self._got(self._received(get, method, properties, body))
 
         try:
             self.pika.basic_get(get.queue, got, auto_ack=get.options.auto_ack)
@@ -475,28 +468,18 @@ class ChannelIo:
         if self._gets:
             self._ask()
 
-    def _delivery(
-        self,
-        queue: str,
-        options: ConsumeOptions,
-        consumer: ChannelConsumer | None,
-        method: Any,
-        properties: pika.BasicProperties,
-        body: bytes,
-    ) -> Delivery:
-        if not options.auto_ack:
-            self._unsettled[method.delivery_tag] = consumer
+    def _received(self, source: _Get | ChannelConsumer, method: Any, properties: Any, body: bytes) -> Delivery:
+        auto_ack, is_stream = source.options.auto_ack, source.is_stream
+        if not auto_ack:
+            self._unsettled[method.delivery_tag] = source if isinstance(source, ChannelConsumer) else None
             self._has_delivered = True
-        message = Message.received(properties, body)
-        return Delivery.received(self, queue, method, message, auto_ack=options.auto_ack, is_stream=options.is_stream)
+        return Delivery.received(self, source.queue, method, properties, body, auto_ack=auto_ack, is_stream=is_stream)
 
-    def _deliver(self, consumer: ChannelConsumer, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        tag, options = method.delivery_tag, consumer.options
-        if consumer.is_cancelled and not options.auto_ack:
-            if self.is_open and not options.is_stream:
-                self.pika.basic_nack(tag, requeue=True)
-            return
-        consumer.put(tag, self._delivery(consumer.queue, options, consumer, method, properties, body))
+    def _deliver(self, consumer: ChannelConsumer, _: Any, method: Any, properties: Any, body: bytes) -> None:
+        if consumer.is_cancelled and not consumer.options.auto_ack:
+            consumer.give_back(self.pika, method.delivery_tag)
+        else:
+            consumer.put(method.delivery_tag, self._received(consumer, method, properties, body))
 
     def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         if self.confirms is not None:

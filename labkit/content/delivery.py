@@ -88,11 +88,11 @@ class Delivery:
 
     @classmethod
     def received(
-        cls, settler: Settler, queue: str, method: Any, message: Message, *, auto_ack: bool, is_stream: bool
+        cls, settler: Settler, queue: str, method: Any, properties: Any, body: bytes, *, auto_ack: bool, is_stream: bool
     ) -> "Delivery":
-        """Return what Pika has handed over with *method*."""
+        """Return what Pika has handed over."""
         return cls(
-            message,
+            Message.received(properties, body),
             settler=settler,
             tag=method.delivery_tag,
             redelivered=method.redelivered,

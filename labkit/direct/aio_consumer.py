@@ -11,7 +11,6 @@ from labkit.content.failed_deliveries import RetryCounts
 from labkit.content.stream_position import offset_of
 from labkit.direct.aio_link import LinkChannel
 from labkit.errors import LabkitError
-from labkit.topology import Message
 
 Handler = Callable[[Any], object]  # of a Message, or of a Delivery
 
@@ -29,10 +28,11 @@ class Settler:
 
     def delivery(self, method: Any, properties: Any, body: bytes) -> Delivery:
         """Return what Pika has handed over."""
-        message = Message.received(properties, body)
-        is_stream = offset_of(message) is not None
-        self.takes_back = self.takes_back and not is_stream
-        return Delivery.received(self, self._queue, method, message, auto_ack=self._auto_ack, is_stream=is_stream)
+        auto_ack = self._auto_ack
+        delivery = Delivery.received(self, self._queue, method, properties, body, auto_ack=auto_ack, is_stream=False)
+        delivery.is_stream = offset_of(delivery.message) is not None
+        self.takes_back = self.takes_back and not delivery.is_stream
+        return delivery
 
     def succeeded(self, delivery: Delivery) -> None:
         """Acknowledge what its handler has returned from, unless that has settled it."""

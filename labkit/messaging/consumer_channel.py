@@ -13,15 +13,14 @@ import pika
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import Step, declaring
+from labkit.connection.channel_consumer import Consuming
 from labkit.connection.link import Link
 from labkit.connection.role import Done
-from labkit.connector.private_pika import ignore_late_deliveries
 from labkit.content.delivery import Delivery, Settlements, return_unsettled
 from labkit.content.stream_position import offset_of
 from labkit.errors import NotConnected
 from labkit.events import ConsumerCancelled
 from labkit.messaging.role_channel import RoleChannel
-from labkit.topology import Message
 from labkit.values import FrozenMapping
 
 
@@ -30,14 +29,11 @@ class ConsumingChannel(RoleChannel):
 
     def __init__(self, link: Link, role: Any, done: Done) -> None:
         super().__init__(link, role, done)
-        self.tag = ""
-        self.waiting: dict[int, Delivery] = {}  # queued for the handler, by delivery tag
+        self._consuming = Consuming()
         self._settlements = Settlements()
         self._at_work: set[int] = set()  # threads on which the handler has a delivery of this channel, or is about to
         self._closes_when_idle = False
         self._role = role  # a ConsumerRole, whose module imports this one
-        self.is_stream = False  # a stream takes nothing back
-        self._is_stopping = False
         self._step: Step = role  # what it is at: making its consumer, or declaring the queue
 
     def begin(self) -> None:
@@ -50,11 +46,6 @@ class ConsumingChannel(RoleChannel):
         """The step that the broker has not answered."""
         return () if self.is_ready else (self._step,)
 
-    @property
-    def is_at_work(self) -> bool:
-        """Whether the handler has a delivery of this channel, or is about to."""
-        return bool(self._at_work)
-
     def close_when_idle(self) -> None:
         """Close it when the handler has returned: its present deliveries may still be settled on it."""
         self._closes_when_idle = True
@@ -63,21 +54,9 @@ class ConsumingChannel(RoleChannel):
 
     def cancel(self, waiter: PendingCall) -> None:
         """Have no more delivered, and give back what the handler has not begun; then settle *waiter*."""
-        self._is_stopping = True
-
-        def cancelled() -> None:
-            for tag in list(self.waiting):  # none with auto-ack: nothing can be given back
-                if self.waiting.pop(tag, None) is not None and not self.is_stream:
-                    self.pika.basic_nack(tag, requeue=True)
-
-        def answered(_: Any) -> None:
-            self.step(cancelled)
-            waiter.settle()
-
+        self._consuming.is_cancelled = True
         if self.is_ready:
-            if self.is_stream:
-                ignore_late_deliveries(self.pika, self.tag)
-            self.step(lambda: self.pika.basic_cancel(self.tag, callback=answered))
+            self.step(lambda: self._consuming.cancel(self.pika, lambda _: waiter.settle()))
         else:
             waiter.settle()
 
@@ -161,32 +140,30 @@ class ConsumingChannel(RoleChannel):
         role, options = self._role, self._role.options
         offset = role.position.begin(datetime.datetime.now(datetime.UTC))
         if offset is not None:
-            self.is_stream, options = True, options.starting_at(offset)
-        self.tag = options.consume(self.pika, role.queue, self._deliver, lambda _: self.step(self.begun))
+            self._consuming.is_stream, options = True, options.starting_at(offset)
+        self._consuming.tag = options.consume(self.pika, role.queue, self._deliver, lambda _: self.step(self.begun))
 
     def _deliver(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        tag, role = method.delivery_tag, self._role
+        tag, role, consuming = method.delivery_tag, self._role, self._consuming
+        auto_ack, is_stream = role.options.auto_ack, consuming.is_stream
         if self.is_closed:
             return
-        if self._is_stopping and not role.options.auto_ack:
-            if not self.is_stream:
-                self.step(lambda: self.pika.basic_nack(tag, requeue=True))
+        if consuming.is_cancelled and not auto_ack:
+            consuming.give_back(self.pika, tag)
             return
         role.tally.delivered += 1
-        message = Message.received(properties, body)
-        offset = offset_of(message)
+        delivery = Delivery.received(self, role.queue, method, properties, body, auto_ack=auto_ack, is_stream=is_stream)
+        offset = offset_of(delivery.message)
         if role.position.finds_stream(offset):
-            self.is_stream = True
+            consuming.is_stream = True
             role.begin_again(self)
             return
-        if self.is_stream and offset is not None:
+        if is_stream and offset is not None:
             role.position.delivered(tag, offset)
-        auto_ack = role.options.auto_ack
-        delivery = Delivery.received(self, role.queue, method, message, auto_ack=auto_ack, is_stream=self.is_stream)
         if auto_ack:  # the broker has forgotten it: it is handled, whatever becomes of the channel
             role.mailbox.put(lambda: role.handle(delivery))
-        elif self.waiting or self.is_at_work or not role.handle_at_once(delivery):  # one after the other, in order
-            self.waiting[tag] = delivery
+        elif consuming.waiting or self._at_work or not role.handle_at_once(delivery):  # one after the other, in order
+            consuming.waiting[tag] = delivery
             role.mailbox.put(QueuedDelivery(self, tag))
 
     def hand_over(self, tag: int) -> None:
@@ -194,7 +171,7 @@ class ConsumingChannel(RoleChannel):
         me = threading.get_ident()
         self._at_work.add(me)  # before it is taken: see close_when_idle()
         try:
-            self._role.handle(self.waiting.pop(tag, None))
+            self._role.handle(self._consuming.waiting.pop(tag, None))
         finally:
             self._at_work.discard(me)
             if self._closes_when_idle and not self._at_work:
@@ -202,7 +179,7 @@ class ConsumingChannel(RoleChannel):
 
     def forget_waiting(self) -> None:
         """The broker delivers it again: it must not take up the places of what comes on the next channel."""
-        self.waiting.clear()
+        self._consuming.waiting.clear()
         self._role.mailbox.drop(lambda task: isinstance(task, QueuedDelivery) and task.channel is self)
 
     def _cancelled_by_broker(self, frame: Any) -> None:

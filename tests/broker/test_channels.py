@@ -243,6 +243,29 @@ def test_no_more_than_the_prefetch_waits_here_and_a_cancel_gives_it_back(connect
     assert not begun.acquire(timeout=0.2)
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_what_a_cancel_gives_back_keeps_its_order(channel, kind):
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def handler(delivery):
+        begun.release()
+        go.wait(10)
+        delivery.ack()
+
+    queue = f"in order, {kind}"
+    channel.declare(Queue(queue, arguments={"x-queue-type": kind}))
+    for number in range(8):
+        channel.publish(str(number), routing_key=queue)
+    tag = channel.consume(queue, handler)
+    assert begun.acquire(timeout=10)
+    until(lambda: channel.declare(Queue(queue), passive=True).messages == 0)
+    channel.cancel(tag)
+    go.set()
+    assert [until(lambda: channel.get(queue, auto_ack=True)).body for _ in range(7)] == [
+        b"1234567"[n : n + 1] for n in range(7)
+    ]
+
+
 @pytest.mark.parametrize("error", [ValueError("bad message"), SystemExit(1)])
 def test_a_handler_that_raises_has_its_message_put_back_once_and_then_refused(channel, error):
     seen = []
