@@ -1,7 +1,7 @@
 """What a broker is told to hold and to carry, as data. No I/O."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 import pika
@@ -116,7 +116,7 @@ class Message:
         _short("content_type", values["content_type"])
         _short("content_encoding", values["content_encoding"])
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            PUT[name](self, value)
 
     @classmethod
     def of(cls, message_or_body: "Message | bytes | str") -> "Message":
@@ -147,14 +147,14 @@ class Message:
         """Return what came from the broker, with the properties as they were sent. Never raises."""
         message = object.__new__(cls)  # nothing to check: whatever it is, it was sent
         for name in AS_PIKA_HAS_THEM:
-            object.__setattr__(message, name, getattr(properties, name))
+            PUT[name](message, getattr(properties, name))
         expiration = properties.expiration
         is_number = isinstance(expiration, str) and expiration.isdecimal()
-        object.__setattr__(message, "body", body)
-        object.__setattr__(message, "headers", FrozenMapping(properties.headers))
-        object.__setattr__(message, "expiration", int(expiration) / 1000 if is_number else None)
-        object.__setattr__(message, "persistent", properties.delivery_mode == PERSISTENT)
-        object.__setattr__(message, "undecodable", getattr(properties, "undecodable", b""))
+        PUT["body"](message, body)
+        PUT["headers"](message, FrozenMapping(properties.headers) if properties.headers else NO_HEADERS)
+        PUT["expiration"](message, int(expiration) / 1000 if is_number else None)
+        PUT["persistent"](message, properties.delivery_mode == PERSISTENT)
+        PUT["undecodable"](message, getattr(properties, "undecodable", b""))
         return message
 
     @property
@@ -196,6 +196,12 @@ class Message:
         if self.undecodable:
             properties.undecodable = self.undecodable
         return properties
+
+
+# What fills a message's slots: it is frozen, and object.__setattr__ would look up the slot each time.
+PUT: dict[str, Callable[[Message, Any], None]] = {
+    each.name: getattr(Message, each.name).__set__ for each in fields(Message)
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,11 @@ class Bell:
 
     def ring(self) -> None:
         """Wake the thread that waits."""
+        if not self._lock.locked():  # it was rung already, and nobody has used that up: no error to raise and catch
+            return
         try:  # noqa: SIM105 - no suppress(): that is a call in Python, so an interrupt could come first
             self._lock.release()
-        except RuntimeError:  # it was rung already
+        except RuntimeError:  # another thread has rung it just now
             pass
 
     def wait(self, timeout: float) -> bool:

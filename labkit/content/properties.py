@@ -3,6 +3,7 @@
 Reference: AMQP 0-9-1, section 4.2.6.1 (The Content Header).
 """
 
+import functools
 import struct
 from collections.abc import Callable
 from typing import Any, Self
@@ -55,6 +56,12 @@ def _in_order_of_the_wire() -> list[tuple[int, str, Read | None, Write]]:
 FIELDS = _in_order_of_the_wire()
 
 
+@functools.lru_cache(64)  # the messages of a queue are much alike
+def _present(flags: int) -> list[tuple[str, Read | None]]:
+    """Return which properties there are, in the order of the wire, and how each is read."""
+    return [(name, read) for flag, name, read, _ in FIELDS if flags & flag]
+
+
 class Properties(pika.BasicProperties):  # type: ignore[misc]
     """Pika's properties, which can read anything, and send again what they could not understand.
 
@@ -73,9 +80,7 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]
             (flags,) = FLAGS.unpack_from(encoded, offset)
             if not flags & UNKNOWN:
                 offset += FLAGS.size
-                for flag, name, read, _ in FIELDS:
-                    if not flags & flag:
-                        continue
+                for name, read in _present(flags):
                     if read is None:
                         self.headers, unread, offset = read_table(encoded, offset)
                         if unread:
