@@ -244,7 +244,7 @@ class Channel:
     def _publish_soon(
         self, message: Message, told: Told, *, exchange: str, routing_key: str, mandatory: bool
     ) -> Callable[[float], bool]:
-        """As :meth:`publish`, and return at once; for labkit's own code, which hears of the message in another way.
+        """As :meth:`publish`, and return at once; for labkit's own code, which is told of the message in another way.
 
         Args:
             message: The message.

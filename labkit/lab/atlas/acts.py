@@ -292,7 +292,7 @@ def second_connection(stand: Stand) -> None:
 def meanwhile(
     happens: Callable[[Stand], object], afterwards: Callable[[Stand], object], *, heartbeat: int = 0
 ) -> Callable[[Stand], None]:
-    """An idle connection hears of what *happens* to the broker. Without heartbeats, however long that takes."""
+    """An idle connection is told of what *happens* to the broker. Without heartbeats, however long that takes."""
 
     def trigger(stand: Stand) -> None:
         connection = pika.BlockingConnection(_parameters(stand.settings, heartbeat=heartbeat))

@@ -31,7 +31,7 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
         )
         self.toggles = {name: _toggle(switch) for name, switch in SWITCHES.items()}
         # A word of its own, not the button's icon: a screen reader would read the glyph as part of the name.
-        self.marks = {name: widgets.Label(layout=widgets.Layout(width=MARK_WIDTH)) for name in SWITCHES}
+        self.marks = {name: widgets.Label(layout=_column(MARK_WIDTH)) for name in SWITCHES}
         self.sliders = {name: slider for name, switch in SWITCHES.items() if (slider := _slider(switch)) is not None}
         self.picture = widgets.HTML()
         self.note = widgets.HTML()
@@ -108,7 +108,12 @@ class FaultPanelView(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no t
 
 
 def _toggle(switch: Switch) -> widgets.ToggleButton:
-    return widgets.ToggleButton(description=switch.name, tooltip=switch.says, layout=widgets.Layout(width=NAME_WIDTH))
+    return widgets.ToggleButton(description=switch.name, tooltip=switch.says, layout=_column(NAME_WIDTH))
+
+
+def _column(width: str) -> widgets.Layout:
+    """Return a width that is kept in a narrow window, so that the rows stand under each other."""
+    return widgets.Layout(width=width, flex="none")
 
 
 def _slider(switch: Switch) -> Any:
