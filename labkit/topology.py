@@ -347,7 +347,7 @@ def _as_bytes(body: object) -> bytes:
     try:
         if isinstance(body, str):
             return encoded(body)
-        if isinstance(body, bytes | bytearray | memoryview):
+        if isinstance(body, (bytes, bytearray, memoryview)):
             return bytes(body)
     except ValueError as exc:  # also a memoryview that was released
         problem = str(exc)
@@ -376,9 +376,9 @@ def _as_headers(headers: object) -> FrozenMapping:
 
 
 def _short(name: str, value: object) -> object:
-    allowed = f"text of up to {SHORT_STRING_MAX} bytes, or None"
     if value is None:
         return value
+    allowed = f"text of up to {SHORT_STRING_MAX} bytes, or None"
     if not isinstance(value, str):
         raise _refused(name, f"a {type(value).__name__} is not text", allowed)
     try:
@@ -398,8 +398,10 @@ def _whole(name: str, value: object, maximum: int) -> object:
 
 
 def _seconds(name: str, value: object) -> object:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or (is_number and 0 <= value <= EXPIRATION_MAX):  # type: ignore[operator]
+    if value is None:
+        return value
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and 0 <= value <= EXPIRATION_MAX:  # type: ignore[operator]
         return value
     raise _refused(name, f"{show(value)} is not allowed", f"seconds from 0 to {EXPIRATION_MAX}, or None")
 

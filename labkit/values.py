@@ -170,7 +170,7 @@ class _Table:
         self._take(1, path)  # its type
         if not isinstance(value, PLAIN) and isinstance(value, Mapping):  # in this order: the first question is cheap
             return self.mapping(value, path, depth)
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             _check_depth(path, depth)
             self._take(4, path)
             return tuple(self.value(each, f"{path}[{index}]", depth + 1) for index, each in enumerate(value))
@@ -290,7 +290,7 @@ def checked_number(name: str, value: Any, maximum: float = 10.0**9, *, whole: bo
     Raises:
         ConfigurationError: it is not.
     """
-    kind = int if whole else int | float
+    kind = int if whole else (int, float)
     if isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= maximum:
         return value
     raise refused(name, value, f"a whole number from 0 to {maximum}" if whole else "seconds, 0 or more")

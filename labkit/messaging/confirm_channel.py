@@ -9,6 +9,7 @@ from labkit.connection.blame import Step
 from labkit.connection.channel_confirms import returned_event
 from labkit.connection.link import Link
 from labkit.connection.role import Done
+from labkit.content.sendable import frame_max_of
 from labkit.messaging.role_channel import ChannelOwner, RoleChannel
 
 
@@ -27,11 +28,16 @@ class Sender(ChannelOwner, Protocol):
 
 
 class ConfirmChannel(RoleChannel):
-    """A channel whose publishes the broker numbers and answers."""
+    """A channel whose publishes the broker numbers and answers.
+
+    Attributes:
+        frame_max: How many bytes one frame may have on its link.
+    """
 
     def __init__(self, link: Link, sender: Sender, done: Done) -> None:
         super().__init__(link, sender, done)
         self._sender = sender
+        self.frame_max = frame_max_of(link.connection)
 
     @property
     def in_hand(self) -> Iterable[Step]:

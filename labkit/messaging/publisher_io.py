@@ -24,7 +24,7 @@ from labkit.connection.refusals import suspects
 from labkit.connection.role import Done
 from labkit.connector.private_pika import JOIN_MAX
 from labkit.content.properties import size
-from labkit.content.sendable import check_size, frame_max_of
+from labkit.content.sendable import check_size
 from labkit.errors import NotConnected, classify, describe
 from labkit.messaging.base import RecoveringRole
 from labkit.messaging.confirm_channel import ConfirmChannel
@@ -40,6 +40,7 @@ from labkit.messaging.outcomes import (
 from labkit.messaging.tally import PublishTally
 from labkit.messaging.window import Window
 from labkit.retry import Backoff
+from labkit.values import FRAME_MAX
 
 LOGGER = logging.getLogger(__name__)
 REOPEN_PAUSE = 0.5  # seconds before another channel is opened, when the broker has trouble of its own
@@ -101,7 +102,7 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
     def frame_max(self) -> int:
         """How many bytes one frame may have on the present link."""
         channel = self.channel
-        return frame_max_of(None if channel is None else channel.link.connection)
+        return FRAME_MAX if channel is None else channel.frame_max
 
     def wake(self) -> None:
         """Have the I/O thread take what was let in."""
@@ -285,8 +286,8 @@ class PublisherRole(RecoveringRole[ConfirmChannel]):
         """Write one message; False if the channel is ending."""
         sent, properties = pending.confirmation, pending.properties
         try:
-            if self.frame_max < pending.frame_max:
-                check_size(size(properties), self.frame_max)
+            if channel.frame_max < pending.frame_max:
+                check_size(size(properties), channel.frame_max)
             channel.pika.basic_publish(sent.exchange, sent.routing_key, pending.body, properties, pending.mandatory)
         except (px.ConnectionWrongStateError, px.ChannelWrongStateError):
             self._queue.appendleft(pending)
