@@ -395,6 +395,8 @@ class ChannelIo:
         return is_awaited or time.monotonic() - self._published_at < JUST_PUBLISHED
 
     def _unanswered(self) -> int:
+        if not (self._pending or self._held):  # a pool asks at each checkin, and mostly there is nothing to count
+            return 0
         return sum(1 for each in (*self._pending, *self._held) if not each.waiter.is_settled)
 
     def _gone(self, reason: BaseException) -> None:
