@@ -30,7 +30,6 @@ from labkit.values import check_type, checked_callable, checked_flag, checked_na
 
 LOGGER = logging.getLogger(__name__)
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
-PLAIN = ConsumeOptions()
 PREFETCH = 10  # messages ahead, unless qos() says otherwise
 
 Handler = Callable[[Delivery], object]
@@ -275,8 +274,8 @@ class Channel:
         With *auto_ack* the broker forgets the message as it sends it: it is lost if the link is lost on its way.
         """
         queue = self._topology.current(checked_name("queue", queue))
-        options = PLAIN if auto_ack is False else ConsumeOptions(auto_ack=auto_ack)
-        answer = self._request(f"getting from {queue!r}", Request(partial(self._core.get, queue, options)), timeout)
+        request = Request(partial(self._core.deliveries.get, queue, checked_flag("auto_ack", auto_ack)))
+        answer = self._request(f"getting from {queue!r}", request, timeout)
         return answer if isinstance(answer, Delivery) else None
 
     def consume(
@@ -315,13 +314,13 @@ class Channel:
         checked_callable("handler", handler, "a function of one delivery")
         if self._core.prefetch is None:
             self.qos(PREFETCH, timeout=timeout)
-        request = Request(partial(self._core.consume, queue, handler, options))
+        request = Request(partial(self._core.deliveries.consume, queue, handler, options))
         return str(self._request(f"consuming from {queue!r}", request, timeout))
 
     def cancel(self, tag: str, *, timeout: float = CALL_TIMEOUT) -> None:
         """End that consumer: messages that its handler has not begun go back to the queue. Twice is fine."""
         check_type("tag", tag, str)
-        self._end("cancelling", partial(self._core.cancel, tag), timeout)
+        self._end("cancelling", partial(self._core.deliveries.cancel, tag), timeout)
 
     def close(self, *, timeout: float = 5.0) -> None:
         """Send what was handed over, and close it; the broker takes back what is not settled. Twice is fine.

@@ -10,8 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pika
 import pika.exceptions as px
@@ -19,17 +18,16 @@ import pika.exceptions as px
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import SOMEBODY
 from labkit.connection.channel_confirms import Confirms, returned_event
-from labkit.connection.channel_consumer import ChannelConsumer
+from labkit.connection.channel_deliveries import ChannelDeliveries
 from labkit.connection.channel_outbox import ANSWER, CALL, MESSAGE, HandedOver, Outbox
-from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.io_thread import CLAIMED_MAX
 from labkit.connection.link import Link
 from labkit.connection.topology_record import TopologyRecord
 from labkit.connector.private_pika import BASIC_PUBLISH, closing_method
-from labkit.content.delivery import Delivery, Settlements, return_unsettled
+from labkit.content.delivery import return_unsettled
 from labkit.content.properties import Properties, size
 from labkit.errors import ChannelLost, ConfigurationError, LabkitError, LeaseError, describe
-from labkit.events import ChannelClosed, ChannelOpened, ConsumerCancelled
+from labkit.events import ChannelClosed, ChannelOpened
 
 LOGGER = logging.getLogger(__name__)
 JUST_PUBLISHED = 5.0  # seconds in which the broker ends a link over a message; it takes milliseconds
@@ -69,18 +67,12 @@ class Request:
         self.waiter.settle(value)
 
 
-class _Get(NamedTuple):
-    queue: str
-    options: ConsumeOptions  # of which a get has one: auto_ack
-    request: Request
-    is_stream: bool = False  # the broker refuses a get from one
-
-
 class ChannelIo:
     """One Pika channel on one link. On the I/O thread only, but for ``reason`` and what begins with ``is_``.
 
     Attributes:
         outbox: What was handed over and is not written yet.
+        deliveries: What comes, and is to be settled.
         unsent_messages: Messages that were handed over and never will be written.
         unsent_answers: The same, of answers.
         told: How many unsent messages its user was told of.
@@ -88,16 +80,11 @@ class ChannelIo:
 
     def __init__(self, link: Link, facade: object, topology: TopologyRecord, *, confirm: bool = False) -> None:
         self.link = link
-        self._topology = topology
         self.confirms = Confirms() if confirm else None
-        self._has_delivered = False
         self._facade = weakref.ref(facade)
-        self._settlements = Settlements()
-        # By delivery tag, with whose they are; None: of a get. Whoever settles takes out of it, on any thread: look at
-        # a copy.
-        self._unsettled: dict[int, ChannelConsumer | None] = {}
         self.io = link.io
         self.outbox = Outbox(link)
+        self.deliveries = ChannelDeliveries(self, topology)
         self.unsent_messages = self.unsent_answers = self.told = 0
         self.pika: Any = None
         self.number = 0
@@ -108,9 +95,7 @@ class ChannelIo:
         self.is_leaving = False  # its user has closed it without waiting for that; set from any thread
         self.is_doubtful = False  # a call was interrupted, and whether that ends the channel is not known yet
         self._pending: set[Request] = set()
-        self._gets: deque[_Get] = deque()
         self._held: deque[Request] = deque()
-        self._consumers: dict[str, ChannelConsumer] = {}
         self._closing_method: Callable[[], tuple[int, int] | None] = lambda: None
         self._published_at = float("-inf")  # the last message that nobody answers
 
@@ -118,7 +103,7 @@ class ChannelIo:
         """Close a channel that nobody can use any more: an interrupt may have come before its user had it."""
         self._prune()
         self.outbox.tick()
-        if self.is_open and self._facade() is None and not (self._consumers or self._unsettled or self.outbox):
+        if self.is_open and self._facade() is None and not (self.deliveries or self.outbox):
             self._end(None)
 
     def call(self, request: Request) -> None:
@@ -145,7 +130,7 @@ class ChannelIo:
                 if not isinstance(exc, px.AMQPError):  # else closed between its last sign of life and now
                     LOGGER.error("a message for %r of exchange %r cannot be sent: %r", routing_key, exchange, exc)  # noqa: TRY400
 
-        self._hand_over(HandedOver(send, MESSAGE, len(body) + size(properties)), timeout)
+        self.hand_over(HandedOver(send, MESSAGE, len(body) + size(properties)), timeout)
 
     def begin(self, request: Request) -> None:
         """Start *request*, unless nobody waits for it any more."""
@@ -162,12 +147,8 @@ class ChannelIo:
 
     def give_up(self, request: Request, reason: BaseException) -> None:
         """The caller waits no more: a request sent and never answered leaves a channel that cannot be trusted."""
-        asked = [each.request for each in self._gets][1:]  # these wait for the first one's answer
         if request in self._held:
             self._held.remove(request)
-        elif request in asked:
-            self._gets = deque(each for each in self._gets if each.request is not request)
-            self._pending.discard(request)
         elif request.waiter.is_settled:  # interrupted just then; a message that it got would never be settled
             if not request.is_publish:
                 self._end(reason)
@@ -217,9 +198,7 @@ class ChannelIo:
         self._closing_method = closing_method(self.pika)
         self.pika.add_on_close_callback(lambda _, reason: self._gone(reason))
         self.pika.add_on_return_callback(self._returned)
-        self.pika.add_on_cancel_callback(self._cancelled_by_broker)
-        # One for all gets: a callback a call would pile up, for Pika 1.4 cannot take one back.
-        self.pika.add_callback(lambda _: self._got(None), [pika.spec.Basic.GetEmpty], one_shot=False)
+        self.deliveries.begin(self.pika)
 
     def close(self, request: Request) -> None:
         """Close it, asked for by this side."""
@@ -265,84 +244,25 @@ class ChannelIo:
         if self._held:
             self.link.look_again(self.resume)
 
-    def get(self, queue: str, options: ConsumeOptions, request: Request) -> None:
-        """Ask for one message; one get at a time, for the answer does not say whose it is."""
-        self._gets.append(_Get(queue, options, request))
-        if len(self._gets) == 1:
-            self._ask()
-
-    def consume(
-        self, queue: str, handler: Callable[[Delivery], object], options: ConsumeOptions, request: Request
-    ) -> None:
-        """Start a consumer; the request gets its tag."""
-        consumer = ChannelConsumer(queue, handler, options)
-
-        def consuming(_: Any) -> None:
-            if not consumer.is_cancelled:
-                consumer.is_counted = True
-                self._topology.consumed(queue)
-            request.settle(tag)
-
-        try:
-            tag = consumer.tag = options.consume(self.pika, queue, partial(self._deliver, consumer), consuming)
-        except px.DuplicateConsumerTag as exc:
-            problem = f"tag: {options.tag!r} is in use on this channel; allowed: one that no consumer here has had"
-            raise ConfigurationError(problem, field="tag", value=options.tag) from exc
-        self._consumers[tag] = consumer
-
-    def cancel(self, tag: str, request: Request) -> None:
-        """End a consumer."""
-        consumer = self._consumers.pop(tag, None)
-        if consumer is None:
-            request.settle()
-            return
-        self._over(consumer, self._topology.cancelled)
-
-        def cancelled(given_back: list[int]) -> None:
-            for each in given_back:
-                self._unsettled.pop(each, None)
-            request.settle()
-
-        consumer.cancel(self.pika, cancelled)
-
-    def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Callable[[], bool]) -> None:
-        """Hand the answer for a delivery over; from any thread."""
-        if not self.is_open:
-            raise self.lost()
-        self._settlements.check(tag)
-
-        def send() -> None:
-            try:
-                self._settlements.send(self.pika, verb, tag, requeue, may_send)
-            except px.AMQPError:  # closed between its last sign of life and now
-                self.unsent_answers += 1
-
-        # First: while a message is unsettled, or its answer unsent, the channel stays, though nobody holds it.
-        self._hand_over(HandedOver(send, ANSWER), timeout)
-        tags = [each for each in self._unsettled.copy() if each < tag] if verb == "ack-multiple" else []
-        for each in [*tags, tag]:
-            self._unsettled.pop(each, None)  # another thread may answer it too, or the broker has just taken it back
-        self._settlements.asked(verb, tag)
-
     @property
     def is_clean(self) -> bool:
         """Whether the next user would meet nothing of the last one's but a prefetch: no consumer, message, open call.
 
         From any thread.
         """
-        is_used = self.is_doubtful or self._has_delivered or self._consumers or self.outbox
+        is_used = self.is_doubtful or self.deliveries.has_come or self.deliveries.consumers or self.outbox
         return not (is_used or self._unanswered())
 
     @property
     def holds(self) -> bool:
         """Whether messages may go back to their queues when it ends. From any thread."""
-        return bool(self._unsettled or self._consumers or self._gets or self._unanswered())
+        return bool(self.deliveries or self._unanswered())
 
     def held(self) -> str:
         """Return what its user has not ended, in words; "": nothing. From any thread."""
         counts = {
-            "consumer": len(self._consumers),
-            "unsettled message": len(self._unsettled),
+            "consumer": len(self.deliveries.consumers),
+            "unsettled message": len(self.deliveries.unsettled),
             "unanswered call": self._unanswered(),
         }
         return _in_words(counts)
@@ -363,7 +283,8 @@ class ChannelIo:
         self.told = self.unsent_messages
         return self.lost()
 
-    def _hand_over(self, entry: HandedOver, timeout: float) -> None:
+    def hand_over(self, entry: HandedOver, timeout: float) -> None:
+        """Have it done in its turn. From any thread; errors as for :meth:`publish`."""
         if not self.is_open:
             raise self.lost()
         if not self.outbox.put(entry, timeout=timeout):
@@ -436,12 +357,7 @@ class ChannelIo:
             LOGGER.warning("%s", self.lost())  # its user may have no next call
         self._pending.clear()
         self._held.clear()
-        self._gets.clear()
-        has_unsettled, self._unsettled = bool(self._unsettled or answers), {}
-        for consumer in self._consumers.values():
-            self._over(consumer, self._topology.lost if is_link_lost else self._topology.cancelled)
-            consumer.waiting.clear()
-        self._consumers.clear()
+        has_unsettled = self.deliveries.end(is_link_lost=is_link_lost) or answers
         if self.pika is not None and not (self.pika.is_closed or self.pika.is_closing) and self.link.is_open:
             if has_unsettled:
                 return_unsettled(self.pika)
@@ -452,58 +368,10 @@ class ChannelIo:
             asked = isinstance(reason, px.ConnectionClosedByClient)  # the connection was closed, by this side
             self.link.emit(ChannelClosed(number=self.number, reason=None if asked else reason))
 
-    def _ask(self) -> None:
-        get = self._gets[0]
-
-        def got(_: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-            self._got(self._received(get, method, properties, body))
-
-        try:
-            self.pika.basic_get(get.queue, got, auto_ack=get.options.auto_ack)
-        except px.AMQPError as exc:
-            self._gets.popleft()
-            get.request.waiter.settle(error=self.lost(self.reason or exc))
-
-    def _got(self, delivery: Delivery | None) -> None:
-        if self._gets:
-            self._gets.popleft().request.settle(delivery)
-        if self._gets:
-            self._ask()
-
-    def _received(self, source: _Get | ChannelConsumer, method: Any, properties: Any, body: bytes) -> Delivery:
-        auto_ack, is_stream = source.options.auto_ack, source.is_stream
-        if not auto_ack:
-            self._unsettled[method.delivery_tag] = source if isinstance(source, ChannelConsumer) else None
-            self._has_delivered = True
-        return Delivery.received(self, source.queue, method, properties, body, auto_ack=auto_ack, is_stream=is_stream)
-
-    def _deliver(self, consumer: ChannelConsumer, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        if consumer.is_cancelled and not consumer.options.auto_ack:
-            consumer.give_back(self.pika, method.delivery_tag)
-        else:
-            consumer.put(method.delivery_tag, self._received(consumer, method, properties, body))
-
     def _returned(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         if self.confirms is not None:
             self.confirms.returned(method, properties, body)
         self.link.emit(returned_event(method, properties))
-
-    def _cancelled_by_broker(self, frame: Any) -> None:
-        tag = frame.method.consumer_tag
-        consumer = self._consumers.pop(tag, None)
-        if consumer is not None:
-            self._over(consumer, self._topology.lost)
-            consumer.waiting.clear()
-            # Void at the broker: a channel that nobody can use any more need not wait for them.
-            for void in [tag for tag, each in self._unsettled.copy().items() if each is consumer]:
-                self._unsettled.pop(void, None)
-            self.link.emit(ConsumerCancelled(queue=consumer.queue, consumer_tag=tag))
-
-    def _over(self, consumer: ChannelConsumer, tell: Callable[[str], None]) -> None:
-        consumer.is_cancelled = True
-        if consumer.is_counted:
-            consumer.is_counted = False
-            tell(consumer.queue)
 
 
 def _in_words(counts: dict[str, int]) -> str:

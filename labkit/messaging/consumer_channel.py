@@ -13,7 +13,7 @@ import pika
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.blame import Step, declaring
-from labkit.connection.channel_consumer import Consuming
+from labkit.connection.channel_deliveries import Consuming
 from labkit.connection.link import Link
 from labkit.connection.role import Done
 from labkit.content.delivery import Delivery, Settlements, return_unsettled

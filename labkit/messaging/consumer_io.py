@@ -17,7 +17,7 @@ import pika.exceptions as px
 from labkit.concurrency.bell import PendingCall
 from labkit.concurrency.guard import guard
 from labkit.connection.blame import Step, declaring
-from labkit.connection.channel_consumer import WAITING_MAX
+from labkit.connection.channel_deliveries import WAITING_MAX
 from labkit.connection.consume_options import ConsumeOptions
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link

@@ -510,6 +510,24 @@ def test_a_call_without_an_answer_in_time_costs_the_channel_and_not_the_connecti
         assert connection.channel().declare(Queue("work")).name == "work"
 
 
+def test_a_get_that_is_given_up_before_it_is_asked_costs_neither_the_channel_nor_a_message(settings):
+    with Proxy(settings) as proxy, connected(proxy.settings(heartbeat=0)) as (connection, _):
+        channel, first = connection.channel(), []
+        channel.delete(Queue("work"))
+        channel.declare(Queue("work"))
+        for body in "12":
+            channel.publish(body, routing_key="work")
+        with proxy.fault(Stall(), direction="downstream"):
+            asking = threading.Thread(target=lambda: first.append(channel.get("work")))
+            asking.start()
+            until(lambda: channel._core.deliveries)
+            with pytest.raises(DeadlineExceeded, match="no answer within"):
+                channel.get("work", timeout=0.3)
+        asking.join(20)
+        assert first[0].body == b"1"
+        assert channel.get("work").body == b"2"
+
+
 def test_a_publish_waits_while_nobody_reads_and_sends_nothing_after_its_deadline(settings):
     with Proxy(settings) as proxy, connected(proxy.settings(heartbeat=0)) as (connection, _):
         channel = connection.channel()

@@ -102,7 +102,7 @@ def test_a_channels_auto_ack_consumer_handles_what_has_come_also_after_the_chann
     channel.consume("work", handler, auto_ack=True)
     fill(settings, *"12345")
     assert handler.begun.wait(10)
-    (consumer,) = channel._core._consumers.values()
+    (consumer,) = channel._core.deliveries.consumers.values()
     until(lambda: len(consumer._mailbox._tasks) == 4)
     channel.close()
     handler.may_go_on.set()
@@ -149,11 +149,11 @@ def test_an_auto_ack_consumer_handles_what_has_come_through_a_cut_and_its_own_en
 
 
 def test_what_waits_for_the_handler_of_an_auto_ack_consumer_has_no_limit(settings, channel, monkeypatch):
-    monkeypatch.setattr("labkit.connection.channel_consumer.WAITING_MAX", 10)
+    monkeypatch.setattr("labkit.connection.channel_deliveries.WAITING_MAX", 10)
     handler, many = Held(), 100
     channel.consume("work", handler, auto_ack=True)
     fill(settings, *["x"] * many)
-    (consumer,) = channel._core._consumers.values()
+    (consumer,) = channel._core.deliveries.consumers.values()
     until(lambda: len(consumer._mailbox._tasks) == many - 1)
     handler.may_go_on.set()
     until(lambda: len(handler.bodies) == many)

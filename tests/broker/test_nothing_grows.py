@@ -194,7 +194,7 @@ def test_a_forgotten_channel_is_closed_whose_consumers_the_broker_has_cancelled(
                 for _ in "12345":
                     assert taken.acquire(timeout=10)
                 channel.delete(queue)
-                until(lambda: not forgotten._core._consumers)
+                until(lambda: not forgotten._core.deliveries.consumers)
 
         lose(30)
         until(lambda: (gc.collect(), len(connection._life.link.channels))[1] == 0)

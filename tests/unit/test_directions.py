@@ -57,6 +57,7 @@ MAY_IMPORT_PIKA = {
     "connection": [
         "blame",
         "channel_confirms",
+        "channel_deliveries",
         "channel_io",
         "io_thread",
         "lifecycle",
