@@ -27,6 +27,11 @@ def clone(tmp_path) -> Path:
     return tmp_path / "labkit"
 
 
+def unpacked(version: Version, clone: Path) -> None:
+    (clone / ".lab").mkdir(mode=0o700)
+    (clone / ".lab" / "rootfs").symlink_to(version.unpack())
+
+
 def record(table, version: Version, backend: str, what: str, arguments: list[str], clone: Path, **environment: str):
     counts, seconds, tail = run_tests(clone, what, arguments, **environment)
     failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
@@ -38,8 +43,7 @@ def record(table, version: Version, backend: str, what: str, arguments: list[str
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.number)
 def test_broker_tests_and_notebooks_pass_without_docker(version, clone, table):
-    (clone / ".lab").mkdir(mode=0o700)
-    (clone / ".lab" / "rootfs").symlink_to(version.unpack())
+    unpacked(version, clone)
     environment = {"LABKIT_BROKER": "local", "DOCKER_HOST": f"unix://{clone}/no-engine"}
     record(table, version, "local", "broker", ["tests/broker"], clone, **environment)
     record(table, version, "local", "notebooks", ["--nbval", "--nbval-current-env", "notebooks"], clone, **environment)
@@ -48,8 +52,7 @@ def test_broker_tests_and_notebooks_pass_without_docker(version, clone, table):
 @pytest.mark.parametrize("version", VERSIONS[:-1], ids=lambda version: version.number)
 def test_publishers_lose_nothing_on_the_older_versions_too(version, clone, table):
     """G1 and G16 in full counts; on the newest version they are tests of this run."""
-    (clone / ".lab").mkdir(mode=0o700)
-    (clone / ".lab" / "rootfs").symlink_to(version.unpack())
+    unpacked(version, clone)
     tests = ["tests/soak/test_publisher_soak.py", "tests/soak/test_topology_soak.py"]
     environment = {"LABKIT_BROKER": "local", "DOCKER_HOST": f"unix://{clone}/no-engine"}
     record(table, version, "local", "publisher and topology soak", ["-m", "soak", *tests], clone, **environment)
@@ -58,6 +61,7 @@ def test_publishers_lose_nothing_on_the_older_versions_too(version, clone, table
 @pytest.mark.compose
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.number)
 def test_broker_tests_and_notebooks_pass_in_a_container(version, clone, table):
+    unpacked(version, clone)  # some tests want a broker of their own, which is a local one
     environment = {"LABKIT_BROKER": "compose", "LABKIT_RABBITMQ_IMAGE": version.build_image()}
     record(table, version, "compose", "broker", ["tests/broker"], clone, **environment)
     record(
@@ -67,8 +71,7 @@ def test_broker_tests_and_notebooks_pass_in_a_container(version, clone, table):
 
 def test_notebooks_pass_twice_in_a_row_and_while_two_loops_keep_the_machine_busy(clone, table):
     newest = VERSIONS[-1]
-    (clone / ".lab").mkdir(mode=0o700)
-    (clone / ".lab" / "rootfs").symlink_to(newest.unpack())
+    unpacked(newest, clone)
     arguments = ["--nbval", "--nbval-current-env", "notebooks"]
     for what in ("notebooks", "notebooks again"):
         record(table, newest, "local", what, arguments, clone, LABKIT_BROKER="local")
