@@ -71,6 +71,10 @@ ADDED_IN_1_5 = {
 }
 
 
+# What the broker says instead when its processes end in another order: it is tried again then.
+BY_CHANCE = {"virtual host deleted": f"CONNECTION_FORCED - vhost '{HOST}' is down"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_a_failure_is_what_its_row_says(name: str, stand: Stand) -> None:
@@ -82,6 +86,8 @@ def test_a_failure_is_what_its_row_says(name: str, stand: Stand) -> None:
         pytest.skip(f"the atlas was not recorded on RabbitMQ {version}")
     began = time.monotonic()
     seen, error = run(TRIGGERS[name], stand)
+    if seen.said == BY_CHANCE.get(name):
+        seen, error = run(TRIGGERS[name], stand)
     assert seen == claimed
     assert time.monotonic() - began < 90
     if name in pikas_own():

@@ -206,11 +206,11 @@ def test_a_pool_that_is_used_up_and_a_lease_that_is_kept_are_alerts_until_they_e
         lease.checkin()
         waiting.join(10)
         until(lambda: monitor.alerts == ())
-    assert Counter(names(timeline)) == {
-        (event, kind.value): 1
-        for event in ("AlertRaised", "AlertCleared")
-        for kind in (AlertKind.POOL_EXHAUSTED, AlertKind.LEAK)
-    }
+    told = Counter(names(timeline))
+    assert told[("AlertRaised", "leak")] == told[("AlertCleared", "leak")] == 1
+    # A look may find nothing lent, and the next one that the waiting thread has its lease and has not woken up.
+    assert 1 <= told[("AlertRaised", "pool exhausted")] == told[("AlertCleared", "pool exhausted")] <= 2
+    assert told.total() <= 6
 
 
 def test_a_pools_lost_connection_is_an_alert_until_there_is_another(settings):

@@ -226,4 +226,4 @@ def test_under_gunicorn_the_numbers_of_two_workers_add_up(settings, tmp_path, pr
             assert seen(confirmed) == published
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(60)  # gunicorn gives its workers 30 s
