@@ -13,7 +13,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from labkit.settings.settings import BrokerSettings
 from labkit.verdicts import root_cause
 
-# The second is outside Pika's tree; ValueError: a host name that cannot be looked up, a peer that hung up at once.
+# The second is outside Pika's tree; ValueError: an unknown host name, a peer that hung up at once.
 CONNECT_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, OSError, ValueError)
 CLOSE_TIMEOUT = 5.0  # seconds for the broker's close handshake
 

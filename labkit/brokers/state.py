@@ -93,7 +93,7 @@ class StateFile:
         self._lock = filelock.FileLock(home / LOCK_FILE, is_singleton=True)
 
     def read(self) -> Record | None:
-        """Return what is recorded, or None. A file that cannot be understood counts as none.
+        """Return what is recorded, or None. A file that makes no sense counts as none.
 
         Raises:
             BrokerError: the file or its directory is another user's, or open to one.

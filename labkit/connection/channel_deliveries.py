@@ -113,7 +113,7 @@ class ChannelDeliveries:
         return bool(self.unsettled or self.consumers or self._gets)
 
     def begin(self, channel: Any) -> None:
-        """Hear of what is not a delivery on Pika's *channel*."""
+        """Have Pika's *channel* tell what is not a delivery."""
         channel.add_on_cancel_callback(self._cancelled_by_broker)
         # One for all gets: a callback a call would pile up, for Pika 1.4 cannot take one back.
         channel.add_callback(lambda _: self._got(None), [pika.spec.Basic.GetEmpty], one_shot=False)

@@ -41,7 +41,7 @@ class FrameDecoder:
 
     Pika does that too, but takes a message whose headers it cannot read for a lost stream; the broker then delivers it
     on the next link, and so on. Here a message is delivered whatever its properties are. In other frames there is
-    nothing to deliver: one that cannot be read ends the link, once, with an error that says which one.
+    nothing to deliver: an unreadable one ends the link, once, with an error that says which one.
 
     For the thread that owns the connection. A callback may read on: the frames stay in order.
     """

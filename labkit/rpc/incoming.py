@@ -107,7 +107,7 @@ class Incoming:
         ends = time.monotonic() + self._patience
         try:
             self._sender.send_reply(reply_q, body, self._patience)
-        except Unroutable:  # the caller may be connecting again, and make it anew
+        except Unroutable:  # the caller may be connecting again, and make it again
             self._sender.retry_later(lambda: self._try_again(reply_q, body, ends))
 
     def heartbeat(self) -> None:

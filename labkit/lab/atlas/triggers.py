@@ -31,7 +31,7 @@ class Trigger:
 
 
 OPENING, LINK, BROKER = "opening a connection", "on an open connection", "the broker"
-CHANNEL, MESSAGES, CALLS, LIES = "declaring", "publishing and consuming", "calls that cannot be", "not RabbitMQ"
+CHANNEL, MESSAGES, CALLS, LIES = "declaring", "publishing and consuming", "calls out of place", "not RabbitMQ"
 NOBODY = "nobody made this"
 TLS = pika.SSLOptions(ssl.create_default_context())
 _TABLE: tuple[tuple[str, str, str, Callable[[Stand], object]], ...] = (
