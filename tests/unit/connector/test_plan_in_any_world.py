@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, seed
 from hypothesis import settings as examples
 
 from tests.unit.connector.plan_worlds import Walk, check_walk, worlds
@@ -16,16 +16,16 @@ def test_whatever_the_hosts_answer_the_plan_keeps_order_time_and_events(world):
 
 def test_the_worlds_have_every_end_and_more_than_one_round():
     met = Counter()
+    expected = {"LookUp", "Open", "Probe", "Pause", "NoneType", "ConnectError", "AuthenticationFailed"}
 
-    # Hypothesis takes constants from the modules that are loaded, so a worker's draws depend on the tests before it.
-    @given(worlds())
-    @examples(max_examples=600, database=None, derandomize=True)
     def walk_through(world):
         walk = Walk(world)
         met.update(type(step).__name__ for _, step, _ in walk.steps)
         met[type(walk.error).__name__] += 1
 
-    walk_through()
-    expected = {"LookUp", "Open", "Probe", "Pause", "NoneType", "ConnectError", "AuthenticationFailed"}
-    assert expected <= met.keys()
-    assert min(met[each] for each in expected) >= 3
+    # Hypothesis takes constants from the modules that are loaded, so a worker's draws depend on the tests before it.
+    for number in range(20):
+        seed(number)(examples(max_examples=200, database=None)(given(worlds())(walk_through)))()
+        if min(met[each] for each in expected) >= 3:
+            break
+    assert min(met[each] for each in expected) >= 3, met

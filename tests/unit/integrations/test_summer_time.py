@@ -13,11 +13,15 @@ BERLIN = ZoneInfo("Europe/Berlin")  # 2026: forward on 29 March at 2:00, back on
 
 def times(trigger, start, count):
     """The next *count* run times after *start*, in UTC."""
+    return [each.strftime("%d %H:%M") for each in moments(trigger, start, count)]
+
+
+def moments(trigger, start, count):
     found, previous, now = [], None, start
     for _ in range(count):
         previous = trigger.get_next_fire_time(previous, now)
         now = (previous.astimezone(datetime.UTC) + datetime.timedelta(microseconds=1)).astimezone(previous.tzinfo)
-        found.append(previous.astimezone(datetime.UTC).strftime("%d %H:%M"))
+        found.append(previous.astimezone(datetime.UTC))
     return found
 
 
@@ -46,9 +50,7 @@ def test_in_utc_there_is_no_change():
 def test_an_interval_of_hours_goes_on_in_real_hours(month, day):
     start = datetime.datetime(2026, month, day, 0, 0, tzinfo=BERLIN)
     trigger = IntervalTrigger(hours=1, start_date=start, timezone=BERLIN)
-    found = [
-        datetime.datetime.strptime(each, "%d %H:%M").replace(tzinfo=datetime.UTC) for each in times(trigger, start, 6)
-    ]
+    found = moments(trigger, start, 6)
     assert {later - earlier for earlier, later in itertools.pairwise(found)} == {datetime.timedelta(hours=1)}
 
 
