@@ -1,6 +1,7 @@
 """What basic.consume can say beside the queue's name: no acknowledgement, arguments, exclusive, a tag of one's own."""
 
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -224,8 +225,9 @@ def test_an_exclusive_consumer_keeps_others_out(settings, connection, channel):
     channel.consume("work", print, exclusive=True)
     with pytest.raises(ChannelLost, match="403"):
         connection.channel().consume("work", print)
-    with pytest.raises(ChannelLost, match="403"):
-        Consumer(settings, "work", print, exclusive=True).open()
+    second = Consumer(settings, "work", print, exclusive=True)  # with a connection of its own
+    with closing(second), pytest.raises(ChannelLost, match="403"):
+        second.open()
 
 
 def test_an_exclusive_consumer_is_back_after_a_cut(settings):
