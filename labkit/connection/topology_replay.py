@@ -368,8 +368,11 @@ class _ReplayRun:
         return [each for each in self._role.around(place_of(*step)) if isinstance(each[0], Binding)]
 
     def _closed(self, channel: Any, reason: BaseException) -> None:
-        if (late := self._late.pop(channel, None)) is not None and isinstance(reason, px.ChannelClosedByBroker):
-            self._role.refused(self._link, late, reason)
+        if (late := self._late.pop(channel, None)) is not None:
+            if isinstance(reason, px.ChannelClosed):
+                self._role.refused(self._link, late, reason)
+            else:  # it is on its way still, and may be what has ended the link
+                self._link.in_hand.add(declaring(*late))
         if channel is not self._channel:
             return
         self._channel = None
