@@ -5,17 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from labkit.concurrency.guard import guard
 from labkit.errors import MissingExtra
+
+# Modules that import each other, as gevent's do, can be begun by two threads from two ends: each then waits for what
+# the other has. Up to Python 3.13 one of them gets a module that is half made, since 3.14 an error: deadlock detected.
+_FIRST_IMPORT = guard()
 
 
 def extra(name: str, module: str) -> Any:
-    """Return *module*, which the extra *name* installs.
+    """Return *module*, which the extra *name* installs. Threads may call this at once: they import in turn.
 
     Raises:
         MissingExtra: the package that holds it is not installed.
     """
     try:
-        return importlib.import_module(module)
+        with _FIRST_IMPORT:
+            return importlib.import_module(module)
     except ImportError as exc:
         package = (exc.name or module).partition(".")[0]
         if package in ("pika", "labkit"):

@@ -8,7 +8,6 @@ gevent's wheels hold libuv instead.
 Also :func:`pin_gevent`: greenlets, and Pika's ``GeventConnection``, on libev.
 """
 
-import importlib
 import sys
 import threading
 from collections import deque
@@ -21,7 +20,7 @@ from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop, 
 
 from labkit.concurrency.guard import Guard
 from labkit.connector.private_pika import DecodingConnection
-from labkit.errors import ConfigurationError
+from labkit.errors import ConfigurationError, MissingExtra
 from labkit.extras import extra
 
 # What libev calls them (ev.h: EV_READ, EV_WRITE); an error shows as both.
@@ -278,8 +277,8 @@ def _io_services(loop: Any) -> Any:
 def _corecext() -> Any:
     extra("gevent", "gevent")
     try:
-        return importlib.import_module("gevent.libev.corecext")
-    except ImportError:
+        return extra("gevent", "gevent.libev.corecext")
+    except MissingExtra:
         raise ConfigurationError(
             f"this gevent has no libev on {sys.platform}; allowed: Linux and macOS, with gevent's own wheels"
         ) from None

@@ -25,6 +25,7 @@ from labkit import (
     Timeline,
     classify,
 )
+from labkit.extras import extra
 from labkit.retry import Backoff
 from labkit.verdicts import root_cause
 from tests.view import until
@@ -188,7 +189,7 @@ def _on_a_loop(kind):
             loop.call_later(cancel_after, connection.close)
         loop.start()
         if kind == "gevent":  # the loop is the whole thread's
-            import gevent
+            gevent = extra("gevent", "gevent")
 
             gevent.get_hub().destroy()
         else:

@@ -84,3 +84,38 @@ def test_the_loop_of_schedule_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedule", None)
     with pytest.raises(MissingExtra, match=r"labkit-rabbitmq\[scheduling\]"):
         run_schedule(threading.Event())
+
+
+# gevent's modules import each other: begun from two ends at once, Python 3.14 ends one import with "deadlock detected".
+AT_ONCE = """
+import threading
+from labkit.connector.libev import LibevLoop
+from labkit.extras import extra
+
+def adapter():
+    extra("gevent", "pika.adapters.gevent_connection")
+    hub = extra("gevent", "gevent").get_hub()
+    return hub.loop, hub.resolver, hub.threadpool
+
+def need(what):
+    at_once.wait(20)
+    try:
+        what()
+    except BaseException as error:
+        failed.append(repr(error))
+
+failed, at_once = [], threading.Barrier(4)
+threads = [threading.Thread(target=need, args=[what]) for what in (LibevLoop, adapter) * 2]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(failed)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gevent's wheels hold no libev there")
+def test_threads_that_need_gevent_for_the_first_time_at_once_all_get_it():
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.strip() == "[]", done.stdout + done.stderr
