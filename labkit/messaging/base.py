@@ -18,6 +18,7 @@ from labkit.connection.connection import RETRY_REFUSED, Connection
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link
 from labkit.connection.role import Done
+from labkit.connection.states import State
 from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, NotConnected
 from labkit.events import Listener
 from labkit.messaging.role_channel import RoleChannel
@@ -168,10 +169,12 @@ class RecoveringFacade(Generic[R]):
             deadline: Seconds for everything; None: ``connect_deadline`` of the settings.
 
         Raises:
-            ConnectError, NotConnected: as ``Connection.open`` does; nothing is left behind. What was open before goes
-                on trying if it recovers, and keeps its messages.
+            ConnectError, NotConnected: as ``Connection.open`` does.
             ChannelLost: the broker refused (a queue that is missing, 404).
             DeadlineExceeded: the broker did not answer in time.
+
+        Then nothing is left behind: a connection of its own is closed. What was open before goes on trying if it
+        recovers, and keeps its messages.
         """
         connection = self.connection
         connection._may_wait()
@@ -195,6 +198,8 @@ class RecoveringFacade(Generic[R]):
                 if is_new:  # else it goes on: what it holds waits for a link
                     self._role = None
                     self._stop(role, CLOSE_SHARE)
+                    if connection.state is not State.FAILED:  # which says why
+                        self._close_connection(CLOSE_SHARE)
                 raise
         finally:  # also after an interrupt between taking it and knowing that it is taken
             self._end_turn()

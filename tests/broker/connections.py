@@ -1,5 +1,6 @@
 """What the tests of ``labkit.Connection`` share: a recorder, a proxy, and counts of what must not be left behind."""
 
+import gc
 import threading
 import uuid
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from labkit import ChannelLost, Connection, NotConnected, Queue, Timeline
+from labkit import ChannelLost, Connection, NotConnected, Queue, State, Timeline
 from labkit.connection.io_thread import SHARED
 from labkit.connection.link import Link
 from labkit.connection.topology_replay import TopologyRole
@@ -54,6 +55,19 @@ def own_virtual_host(broker, *, tls=False):
     broker.vhost(name)
     yield broker.settings(name, tls=tls).replace(connection_name=name)
     broker.delete_vhost(name)
+    assert left_open(name) == []
+
+
+def left_open(virtual_host):
+    """The connections to *virtual_host* that look for it as long as this process lives, in the way of later tests."""
+    gc.collect()
+    return [
+        f"{each!r}"
+        for each in gc.get_objects()
+        if type(each) is Connection
+        and each.settings.virtual_host == virtual_host
+        and each.state not in (State.NEW, State.CLOSED, State.FAILED)
+    ]
 
 
 @contextmanager

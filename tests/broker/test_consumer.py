@@ -241,6 +241,14 @@ def test_a_missing_queue_is_said_at_once_and_leaves_nothing(settings):
         assert roles(connection) == []
 
 
+def test_a_with_block_that_cannot_begin_leaves_no_connection_of_its_own(settings):
+    consumer = Consumer(settings, "missing", print)
+    for _ in range(2):  # it may be tried again
+        with pytest.raises(ChannelLost, match="404"), consumer:
+            raise AssertionError("not reached")
+        assert (consumer.is_closed, consumer.connection.state) == (True, State.CLOSED)
+
+
 def test_stop_lets_the_handler_finish_and_gives_the_rest_back(settings):
     handler = Handler()
     handler.may_go_on.clear()
