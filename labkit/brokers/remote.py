@@ -147,13 +147,14 @@ class RemoteBroker(Broker):
             open_now = {each["name"] for each in self._tracked(None)}
             tracked = [each for each in tracked if each["name"] in open_now]
 
-    def _close_connections(self, reason: str, virtual_host: str | None) -> None:
+    def _close_connections(self, reason: str, virtual_host: str | None) -> int:
         if virtual_host is None:
             raise BrokerError("others may be using this broker: name the virtual host whose connections are to close")
         self._has_own_vhost(virtual_host)
         api = self._writing_api()
         end = time.monotonic() + TICK
         left = {str(each["name"]) for each in self._tracked(virtual_host)}
+        count = len(left)
         while left:
             # Unknown to this request until the next tick (404), so ask again until it is, or is gone.
             closed = {name for name in left if api.delete(f"connections/{segment(name)}", reason=reason)}
@@ -161,6 +162,7 @@ class RemoteBroker(Broker):
             if left and time.monotonic() >= end:
                 raise BrokerError(f"{len(left)} connections are still open {TICK:g} s after they were told to close")
             time.sleep(POLL if left else 0)
+        return count
 
 
 def _page(address: str, settings: BrokerSettings) -> str:

@@ -409,7 +409,7 @@ class Lab:
         if broker is not None:
             steps += [
                 broker.resume,
-                lambda: broker.close_connections("lab closed"),
+                lambda: broker.count_connections() and broker.close_connections("lab closed"),
                 lambda: broker.delete_vhost(self.virtual_host),
                 *(functools.partial(broker.delete_user, name) for name in self._users),
             ]

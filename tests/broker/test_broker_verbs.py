@@ -73,6 +73,19 @@ def test_close_connections_without_a_scope_closes_all_of_them(node: Broker) -> N
     assert [type(error_of(each)) for each in open_now] == [pika.exceptions.ConnectionClosedByBroker] * 2
 
 
+def test_a_connection_that_the_broker_has_not_listed_yet_is_closed_too(node: Broker) -> None:
+    here = node.vhost('a "quoted" näme')
+    node.ctl("eval", "sys:suspend(rabbit_event).")  # which the list is made from
+    try:
+        unlisted = connect(here)
+        closed = node.close_connections('for the "night"', here.virtual_host)
+    finally:
+        node.ctl("eval", "sys:resume(rabbit_event).")
+
+    assert closed == 1
+    assert 'for the "night"' in str(error_of(unlisted))
+
+
 def test_closing_the_connections_of_an_empty_broker_closes_none(node: Broker) -> None:
     assert node.close_connections("nobody there") == 0
 
