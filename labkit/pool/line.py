@@ -38,7 +38,7 @@ class WaitingLine(HandOff[T]):
             self.numbers += 1
             lease._number = self.numbers
             if self.waiters:
-                self.audit()
+                self.audit_if_due()
             while not self.waiters and (entry := self.first_idle()) is not None:
                 if self.lend(entry, lease, is_final=is_final):
                     if self.is_dozing:
@@ -62,7 +62,9 @@ class WaitingLine(HandOff[T]):
             self.is_refused = False
             self.waiters.append(waiter)
             self.serve()  # something may have come back meanwhile
-        self.wake()
+            may_grow = self.is_dozing or len(self.entries) < self.max_size
+        if may_grow:  # else the keeper has nothing to make, and who holds what it looks at by itself
+            self.wake()
         return waiter
 
     def claim(
@@ -98,6 +100,7 @@ class WaitingLine(HandOff[T]):
                     return
                 if errors is not None:
                     break
+                self.audit()  # nobody goes away while somebody else has forgotten a lease
                 errors = closed_error(), self._timeout(timeout, but=waiter)  # then it looks once more
             closed, late = errors
             error = closed if self.is_closed else waiter.error or late
