@@ -403,7 +403,7 @@ def failures(words):
 
 def once_more(words, failed):
     """The words that run those tests alone; notebooks as a whole, for a cell needs those before it."""
-    side_by_side = (*ONE_BY_ONE, "-n2", "-n3", "--dist=loadfile")
+    side_by_side = (*ONE_BY_ONE, "-n2", "-n3", "-n4", "--dist=loadfile")
     alone = [word for word in words if word not in side_by_side]
     if "--nbval" in words:
         return alone[:-1] + sorted({name.partition("::")[0] for name in failed})
@@ -451,8 +451,8 @@ def main():
         [
             *check_stages(whole=True),
             ("rules", [*pytest, "tests/test_notebook_rules.py", "tests/test_terms.py"]),
-            ("broker", [*pytest, "-n3", *ONE_BY_ONE, "tests/broker", *rest]),
-            ("lab", [*pytest, "-n2", *ONE_BY_ONE, "tests/lab", *rest]),
+            ("broker", [*pytest, "-n4", *ONE_BY_ONE, "tests/broker", *rest]),
+            ("lab", [*pytest, "-n3", *ONE_BY_ONE, "tests/lab", *rest]),
             ("notebooks", [*pytest, "-n2", "--dist=loadfile", "--nbval", "--nbval-current-env", "notebooks"]),
         ]
     )
