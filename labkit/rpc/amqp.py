@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from labkit.content.delivery import Delivery
-from labkit.errors import Kind, LabkitError, RpcTimeout, Unroutable, Verdict, classify
+from labkit.errors import Kind, LabkitError, PoolClosed, RpcTimeout, Unroutable, Verdict, classify
 from labkit.retry import Backoff, call_with_retry
 from labkit.rpc.driver import PURPOSE_LISTEN, PURPOSE_SEND, Driver, Finish, Listening, Sending, Told
 from labkit.rpc.envelope import (
@@ -74,6 +74,7 @@ class AmqpDriver(Driver):
         self.obsolete = ObsoleteReplyQueues()
         self._default_exchange = default_exchange
         self._allowed = frozenset(allowed_remote_exmods)
+        self._is_closed = False
         self._begin()
 
     def _begin(self) -> None:
@@ -274,11 +275,13 @@ class AmqpDriver(Driver):
         try:
             connection.declare_direct_consumer(name, self.replies.receiver)
             connection.consume(deadline=max(0.0, ends - time.monotonic()))
+            self._listening_for_replies = (name, connection)
+            if self._is_closed:  # meanwhile, when there was nothing to be closed yet
+                raise PoolClosed("the transport is closed")  # noqa: TRY301 - the clean-up is below
         except BaseException:
             connection.close()
             raise
         LOGGER.debug("answers come to %s", name)
-        self._listening_for_replies = (name, connection)
         return name
 
     def listen(self, target: Target, on_incoming: Callable[[Incoming], bool], *, deadline: float) -> "AmqpListener":
@@ -345,6 +348,7 @@ class AmqpDriver(Driver):
     def cleanup(self, timeout: float = 5.0) -> None:
         """Close the reply connection; calls that wait for an answer get NotConnected."""
         del timeout
+        self._is_closed = True
         self._later.forget()
         self.replies.end()
         listening, self._listening_for_replies = self._listening_for_replies, None

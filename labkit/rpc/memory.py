@@ -237,18 +237,12 @@ class MemoryDriver(AmqpDriver):
     def __init__(self, name: str = "", **options: Any) -> None:
         super().__init__(**options)
         self.world = _WORLDS.setdefault(name, MemoryWorld()) if name else MemoryWorld()
-        self._is_closed = False
 
     def _get_connection(self, purpose: str, timeout: float) -> MemoryConnection:
         del purpose, timeout  # every connection can do both, at once
         if self._is_closed:
             raise PoolClosed("the transport is closed")
         return MemoryConnection(self.world, self.options.kombu_compression)
-
-    def cleanup(self, timeout: float = 5.0) -> None:
-        """Send and listen no more."""
-        self._is_closed = True
-        super().cleanup(timeout)
 
 
 _WORLDS: weakref.WeakValueDictionary[str, MemoryWorld] = weakref.WeakValueDictionary()

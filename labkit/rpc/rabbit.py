@@ -11,7 +11,7 @@ from typing import Any
 from labkit.connection.channel import Channel
 from labkit.connection.connection import CLOSE_TIMEOUT, Connection
 from labkit.connection.states import State
-from labkit.errors import ChannelLost, LabkitError, NotConnected
+from labkit.errors import ChannelLost, LabkitError, NotConnected, PoolClosed
 from labkit.messaging.consumer import Consumer
 from labkit.pool.connections import ConnectionPool, ConnectionSource, PooledConnection
 from labkit.retry import Backoff
@@ -258,6 +258,8 @@ class RabbitDriver(AmqpDriver):
         )
 
     def _get_connection(self, purpose: str, timeout: float) -> ConnectionContext:
+        if self._is_closed:  # the pool says so of one to send only
+            raise PoolClosed("the transport is closed")
         return ConnectionContext(
             self.pool,
             purpose,

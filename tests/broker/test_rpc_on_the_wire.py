@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import Connection, ConnectionPool, LeaseError, PoolTimeout, Unroutable
+from labkit import Connection, ConnectionPool, LeaseError, PoolClosed, PoolTimeout, Unroutable
 from labkit.rpc import (
     ConnectionContext,
     InvalidRPCConnectionReuse,
@@ -317,3 +317,40 @@ def test_closing_leaves_no_connection_and_no_thread_at_work(settings, view):
         client.call({}, "add", a=1, b=1)
     until(lambda: view.connections(settings.virtual_host) == [])
     until(lambda: threading.active_count() <= before + 1)  # the I/O thread
+
+
+def test_a_closed_transport_begins_to_listen_to_nothing(settings, view):
+    with calling(settings) as (client, transport):
+        pass
+    with pytest.raises(PoolClosed):
+        client.call({}, "add", a=1, b=1)
+    with pytest.raises(PoolClosed), served(transport):
+        raise AssertionError("not reached")
+    assert view.connections(settings.virtual_host) == []
+
+
+def test_a_transport_that_is_closed_while_it_makes_its_reply_queue_keeps_none(settings, view, monkeypatch):
+    begun, may_go_on = threading.Event(), threading.Event()
+    consume = ListeningConnection.consume
+
+    def late(connection, *, deadline):
+        begun.set()
+        assert may_go_on.wait(10)
+        consume(connection, deadline=deadline)
+
+    monkeypatch.setattr(ListeningConnection, "consume", late)
+    errors = []
+
+    def call():
+        with pytest.raises(PoolClosed) as raised:
+            client.call({}, "add", a=1, b=1)
+        errors.append(raised.value)
+
+    with calling(settings) as (client, _):
+        threads = in_threads(1, call)
+        assert begun.wait(10)
+    may_go_on.set()
+    for each in threads:
+        each.join(10)
+    assert len(errors) == 1
+    assert view.connections(settings.virtual_host) == []
