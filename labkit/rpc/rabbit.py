@@ -215,8 +215,10 @@ class ListeningConnection(Connection):
 
     def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """End it in order. Twice is fine."""
-        self.stop_consuming(timeout=timeout / 2)
-        super().close(timeout=timeout / 2)
+        try:
+            self.stop_consuming(timeout=timeout / 2)
+        finally:  # also after an interrupt
+            super().close(timeout=timeout / 2)
 
     def _plan(self, exchange: Exchange | None, queue: Queue, binding: Binding | None, callback: Callback) -> None:
         if exchange is not None:
@@ -269,8 +271,10 @@ class RabbitDriver(AmqpDriver):
 
     def cleanup(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close the reply connection and the pool."""
-        super().cleanup(timeout)
-        self.pool.close(timeout=timeout)
+        try:
+            super().cleanup(timeout)
+        finally:  # also after an interrupt
+            self.pool.close(timeout=timeout)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from labkit.errors import ConfigurationError, LabkitError
+from labkit.errors import ConfigurationError, LabkitError, NotConnected
 from labkit.rpc.dispatcher import Dispatcher
 from labkit.rpc.driver import Listener
 from labkit.rpc.incoming import Incoming
@@ -72,6 +72,7 @@ class MessageServer:
         Raises:
             TransientQueuesForbidden: the broker does not permit the queues; the text has the option to set.
             ConnectError, ChannelLost, DeadlineExceeded: it could not.
+            NotConnected: it was stopped meanwhile.
             ConfigurationError: it was stopped; make another.
         """
         checked_number("deadline", deadline)
@@ -82,8 +83,14 @@ class MessageServer:
         self._state = "serving"  # what comes before this returns is handled
         try:
             self._listener = self._listen(deadline)
+            if self._state != "serving":  # another thread had nothing to close yet
+                raise NotConnected("it was stopped meanwhile")  # noqa: TRY301 - the clean-up is below
         except BaseException:
-            self._state = "new"
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.close()
+            if self._state == "serving":
+                self._state = "new"
             raise
         return self
 
@@ -111,18 +118,25 @@ class MessageServer:
         is_done = self._workers.wait_idle(timeout)
         if not is_done:
             LOGGER.warning("%r: not finished within %g s", self, timeout)
-        if self._state == "stopped":
-            self._state = "closed"
-            self._end()
-            if self._listener is not None:
-                self._listener.close()  # what was not begun goes back
+        self._close_listener()
         return is_done
 
     def close(self, *, timeout: float = STOP_TIMEOUT) -> None:
         """Stop, wait for what is being handled, and close the connection, within *timeout* seconds. Twice is fine."""
         ends = time.monotonic() + float(checked_number("timeout", timeout))
-        self.stop(timeout=timeout / 2)
-        self.wait(timeout=max(0.0, ends - time.monotonic()))
+        try:
+            self.stop(timeout=timeout / 2)
+            self.wait(timeout=max(0.0, ends - time.monotonic()))
+        finally:  # also after an interrupt: what has come and was not begun would stay here
+            self._close_listener()
+
+    def _close_listener(self) -> None:
+        if self._state not in ("serving", "stopped"):
+            return
+        self._state = "closed"
+        self._end()
+        if self._listener is not None:
+            self._listener.close()  # what was not begun goes back
 
     def _listen(self, deadline: float) -> Listener:
         raise NotImplementedError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit import Connection, ConnectionPool, LeaseError, PoolClosed, PoolTimeout, Unroutable
+from labkit import Connection, ConnectionPool, LeaseError, NotConnected, PoolClosed, PoolTimeout, Unroutable
+from labkit.lab.interrupting import StopAfter
 from labkit.rpc import (
     ConnectionContext,
     InvalidRPCConnectionReuse,
@@ -16,6 +17,7 @@ from labkit.rpc import (
     Notifier,
     RabbitOptions,
     RPCClient,
+    RPCServer,
     Target,
     Transport,
 )
@@ -354,3 +356,53 @@ def test_a_transport_that_is_closed_while_it_makes_its_reply_queue_keeps_none(se
         each.join(10)
     assert len(errors) == 1
     assert view.connections(settings.virtual_host) == []
+
+
+def test_a_server_that_is_closed_while_it_starts_keeps_no_connection(settings, view, transport, monkeypatch):
+    begun, may_go_on = threading.Event(), threading.Event()
+    consume = ListeningConnection.consume
+
+    def late(connection, *, deadline):
+        begun.set()
+        assert may_go_on.wait(10)
+        consume(connection, deadline=deadline)
+
+    monkeypatch.setattr(ListeningConnection, "consume", late)
+    server = RPCServer(transport, TOPIC.replace(server="one"), [Sums()])
+    errors = []
+
+    def start():
+        with pytest.raises(NotConnected, match="stopped meanwhile") as raised:
+            server.start()
+        errors.append(raised.value)
+
+    threads = in_threads(1, start)
+    assert begun.wait(10)
+    server.close()
+    may_go_on.set()
+    for each in threads:
+        each.join(10)
+    assert len(errors) == 1
+    assert view.connections(settings.virtual_host) == []
+
+
+def test_an_interrupt_while_a_server_waits_for_its_methods_leaves_no_connection(settings, view):
+    sums = Sums()
+    with Transport(settings) as transport:
+        with StopAfter(1.0) as stop, RPCServer(transport, TOPIC.replace(server="one"), [sums]):
+            RPCClient(transport, TOPIC).cast({}, "wait")
+            assert sums.entered.acquire(timeout=10)
+        sums.gate.set()
+    assert stop.interrupted
+    assert view.connections(settings.virtual_host) == []
+
+
+def test_an_interrupt_while_a_transport_closes_leaves_no_connection(settings, view, monkeypatch):
+    with calling(settings) as (client, transport):
+        with served(transport):
+            client.call({}, "add", a=1, b=1)
+        monkeypatch.setattr(ListeningConnection, "stop_consuming", lambda *_, **__: time.sleep(10))
+        with StopAfter(0.2) as stop:
+            transport.close()
+        assert stop.interrupted
+        until(lambda: view.connections(settings.virtual_host) == [])
