@@ -28,6 +28,10 @@ MEASURE_WATERMARK = (
     "W = vm_memory_monitor:get_vm_memory_high_watermark(), "
     "vm_memory_monitor:set_vm_memory_high_watermark(0.0), {W, D}."
 )
+CONFIGURED_WATERMARK = (
+    "{ok, D} = application:get_env(rabbit, vm_memory_high_watermark), "
+    "vm_memory_monitor:set_vm_memory_high_watermark(D)."
+)
 
 # Of the connections themselves: the list that close_all_connections goes by is made of events, and may be late.
 CLOSE_CONNECTIONS = (
@@ -228,18 +232,20 @@ class Broker(Administration, ABC):
         """
         if "alarm" not in self.capabilities:
             raise self._cannot("alarm")
-        undo = restoring(self.ctl("eval", MEASURE_WATERMARK))
         at_exit = self._undo_alarm
+        undo = CONFIGURED_WATERMARK  # until we know better: an interrupt may come when the alarm is on already
         self._alarms.add(undo)
         atexit.register(at_exit)
         try:
+            measured = restoring(self.ctl("eval", MEASURE_WATERMARK))
+            self._alarms.add(measured)
+            self._alarms.discard(undo)
+            undo = measured
             yield
         finally:
+            self._end_alarm(undo)
             atexit.unregister(at_exit)
             self._alarms.discard(undo)
-            # A lab may have stopped or killed the broker inside the block; it comes back unalarmed.
-            if self.is_running:
-                self.ctl("eval", undo)
 
     @property
     def has_alarm(self) -> bool:
@@ -252,13 +258,20 @@ class Broker(Administration, ABC):
 
     def clear_alarm(self) -> None:
         """Put the memory watermark back to the configured one, whoever changed it."""
-        self.ctl(
-            "eval",
-            "{ok, D} = application:get_env(rabbit, vm_memory_high_watermark), "
-            "vm_memory_monitor:set_vm_memory_high_watermark(D).",
-        )
+        self.ctl("eval", CONFIGURED_WATERMARK)
 
     # --- helpers -------------------------------------------------------------------------------
+
+    def _end_alarm(self, undo: str) -> None:
+        # A lab may have stopped or killed the broker inside the block; it comes back unalarmed.
+        if not self.is_running:
+            return
+        try:
+            self.ctl("eval", undo)
+        except BaseException as exc:
+            if not isinstance(exc, Exception):  # an interrupt ends rabbitmqctl, and everybody's publishes wait
+                self.ctl("eval", undo)
+            raise
 
     def _undo_alarm(self) -> None:
         with contextlib.suppress(BrokerError):

@@ -167,6 +167,31 @@ def test_an_alarm_block_survives_a_broker_that_was_killed_inside(node: Broker) -
     assert not node.is_running
 
 
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_an_interrupt_while_an_alarm_begins_or_ends_leaves_it_off(
+    node: Broker, interrupted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctl, calls = node.ctl, 0
+
+    def interrupting(*arguments: str, **options: float) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == interrupted == 2:
+            raise KeyboardInterrupt
+        said = ctl(*arguments, **options)
+        if calls == interrupted:
+            raise KeyboardInterrupt
+        return said
+
+    before = watermark(node)
+    monkeypatch.setattr(node, "ctl", interrupting)
+    with pytest.raises(KeyboardInterrupt), node.alarm():
+        assert interrupted == 2
+    monkeypatch.undo()
+    assert watermark(node) == before
+    assert not node.has_alarm
+
+
 # --- processes -------------------------------------------------------------------------------------
 
 
