@@ -229,13 +229,15 @@ class Connection:
         """
         ends = time.monotonic() + checked_number("timeout", timeout)
         life, link = self._life, self._life.link
-        if link is not None and not self._io.is_current:
-            while time.monotonic() < ends - timeout / 2 and any(
-                isinstance(each, ChannelIo) and each.outbox for each in list(link.channels)
-            ):
-                time.sleep(UNSENT_PAUSE)
-            timeout = max(0.0, ends - time.monotonic())
-        self._end(lambda: life.begin_closing(timeout), timeout)
+        try:
+            if link is not None and not self._io.is_current:
+                while time.monotonic() < ends - timeout / 2 and any(
+                    isinstance(each, ChannelIo) and each.outbox for each in list(link.channels)
+                ):
+                    time.sleep(UNSENT_PAUSE)
+        finally:  # also after an interrupt: it would stay open, and recover
+            left = max(0.0, ends - time.monotonic())
+            self._end(lambda: life.begin_closing(left), left)
 
     def abort(self) -> None:
         """Drop the socket without a word to the broker, which gives back what was unacknowledged."""

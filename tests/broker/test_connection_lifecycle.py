@@ -23,8 +23,9 @@ from labkit import (
     State,
     Timeline,
 )
+from labkit.lab.interrupting import StopAfter
 from labkit.wire import Proxy, Refuse, Stall
-from tests.broker.connections import BRISK, SLACK, connected, our_threads, own_virtual_host
+from tests.broker.connections import BRISK, SLACK, connected, io_thread_at_a_stop, our_threads, own_virtual_host
 from tests.view import until
 
 pytestmark = pytest.mark.broker
@@ -218,6 +219,17 @@ def test_close_under_a_stall_ends_in_time_and_says_it_was_not_clean(settings):
             assert time.monotonic() - started < 0.5 + SLACK
         assert connection.state is State.CLOSED
         assert timeline.events[-1].clean is False
+
+
+def test_an_interrupt_while_close_waits_for_what_is_not_sent_closes_all_the_same(settings):
+    connection = Connection(settings, recovery=True).open()
+    channel = connection.channel()
+    with io_thread_at_a_stop(channel):
+        channel.publish("not sent yet", routing_key="nobody")
+        with StopAfter(0.2) as stop:
+            connection.close(timeout=1)
+    assert stop.interrupted
+    connection.wait_for(State.CLOSED, timeout=5)
 
 
 def test_abort_drops_the_socket_without_a_goodbye(settings):
