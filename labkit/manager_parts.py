@@ -115,13 +115,23 @@ class ManagerResources:
 
         self.is_closing = True
         consumers = self.consumers
-        for index, consumer in enumerate(consumers):
-            _close(consumer, left(CONSUMERS_SHARE / (len(consumers) - index)))
-        self.is_closed = True
-        _close(self.publisher, left(PUBLISHER_SHARE))
-        _close(self.consuming, left(0.5))
-        _close(self.publishing, left())
-        self.stopped.set()
+        try:
+            for index, consumer in enumerate(consumers):
+                _close(consumer, left(CONSUMERS_SHARE / (len(consumers) - index)))
+            self.is_closed = True
+            _close(self.publisher, left(PUBLISHER_SHARE))
+            _close(self.consuming, left(0.5))
+            _close(self.publishing, left())
+        except BaseException:  # an interrupt: nothing is waited for any more, and nothing goes on
+            self.is_closed = True
+            for consumer in consumers:
+                _close(consumer, 0.0)
+            _close(self.publisher, 0.0)
+            _close(self.consuming, LATE_TIMEOUT)
+            _close(self.publishing, LATE_TIMEOUT)
+            raise
+        finally:
+            self.stopped.set()
 
 
 def _close(part: Publisher | Consumer | Connection, timeout: float) -> None:

@@ -32,6 +32,7 @@ from labkit import (
     Timeline,
     Unroutable,
 )
+from labkit.lab.interrupting import StopAfter
 from labkit.retry import Backoff
 from labkit.wire import LimitData, Proxy, Refuse, Stall
 from tests.broker.connections import BRISK, EAGER, SLACK, connected, descriptors, our_threads, own_virtual_host, settle
@@ -428,6 +429,26 @@ def test_close_from_inside_a_handler_returns_and_ends_in_order(settings):
         until(lambda: returned)
         until(lambda: {each.state for each in manager.connections} == {State.CLOSED})
     assert drained(settings, silence=0.5) == []
+
+
+def test_an_interrupt_while_close_waits_for_a_handler_leaves_nothing_open(settings):
+    begun, may_return = threading.Event(), threading.Event()
+
+    def handle(delivery):
+        begun.set()
+        may_return.wait(20)
+
+    with managing(settings) as (manager, _, _):
+        consumer = manager.consume("work", handle)
+        manager.publish("", "work", "x").result()
+        assert begun.wait(10)
+        with StopAfter(0.3) as stop:
+            manager.close()
+        assert stop.interrupted
+        assert [each.state for each in manager.connections] == [State.CLOSED, State.CLOSED]
+        assert (consumer.is_closed, repr(manager)) == (True, "ConnectionManager(closed)")
+        may_return.set()
+    assert [body for _, body in drained(settings, silence=0.5)] == [b"x"]
 
 
 def test_a_close_while_another_thread_opens_leaves_nothing_open(settings, caplog):
