@@ -192,8 +192,10 @@ class RabbitMQ:
         """
         state = _state()
         state.pool_monitor.close(timeout=0.0)
-        state.pool.close(timeout=timeout / 2)
-        state.manager.close(timeout=timeout / 2)
+        try:
+            state.pool.close(timeout=timeout / 2)
+        finally:  # also after an interrupt
+            state.manager.close(timeout=timeout / 2)
 
 
 def _state() -> _State:

@@ -366,6 +366,8 @@ class ChannelPool:
         ends = time.monotonic() + timeout
         for each in self._kinds.values():
             each._line.close()
-        for each in self._kinds.values():
-            each.close(timeout=max(0.0, (ends - time.monotonic()) * 0.8))
-        self._trunks.close(max(0.1, ends - time.monotonic()))
+        try:
+            for each in self._kinds.values():
+                each.close(timeout=max(0.0, (ends - time.monotonic()) * 0.8))
+        finally:  # also after an interrupt: nobody else would close the connections
+            self._trunks.close(max(0.1, ends - time.monotonic()))

@@ -20,6 +20,7 @@ from labkit import (
     Queue,
     Unroutable,
 )
+from labkit.lab.interrupting import StopAfter
 from labkit.wire import Proxy, Stall
 from tests.broker.connections import SLACK, channels, errors_amid_cuts, nothing_left_behind, own_virtual_host, retired
 from tests.broker.test_connection_pool import run
@@ -294,6 +295,15 @@ pool.close()
 print("well")
 """
     run(program, settings, "well")
+
+
+def test_an_interrupt_while_close_waits_for_a_borrower_leaves_no_connection(settings, pools, broker):
+    pool = pools(settings)
+    with pool.channel():
+        with StopAfter(0.3) as stop:
+            pool.close()
+        assert stop.interrupted
+        until(lambda: broker.connections(settings.virtual_host) == [])
 
 
 def test_drain_and_resize_and_close_reach_both_kinds(settings, pools, broker):

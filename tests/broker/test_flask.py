@@ -11,6 +11,7 @@ from flask import Flask, request
 from labkit import ConfigurationError, Queue, brokers
 from labkit.brokers.home import project
 from labkit.integrations.flask import RabbitMQ
+from labkit.lab.interrupting import StopAfter
 from labkit.wire import Proxy, Refuse, Stall
 from tests.broker.connections import SLACK, channels, descriptors, nothing_left_behind, own_virtual_host
 from tests.broker.flask_program import QUEUE, create_app, rabbitmq
@@ -300,3 +301,15 @@ def test_an_application_without_a_url_or_with_an_odd_value_is_refused_before_any
         assert caught.value.field == field
     with pytest.raises(ConfigurationError, match="already"):
         RabbitMQ(create_app("amqp://localhost"))
+
+
+def test_an_interrupt_while_it_closes_leaves_no_connection(url, broker, settings):
+    with application(url) as app:
+        assert app.test_client().post("/orders", data="one").status_code == 202
+        with app.app_context():
+            rabbitmq.channel()
+            with StopAfter(0.3) as stop:
+                rabbitmq.close()
+            assert stop.interrupted
+            until(lambda: broker.connections(settings.virtual_host) == [])
+    drained(settings, QUEUE, silence=0.5)
