@@ -35,7 +35,11 @@ class ConfirmingChannel:
         self = cls(await LinkChannel.open(link))
         raw = self.channel.raw
         raw.add_on_return_callback(lambda _, *returned: self._confirms.returned(*returned))
-        await self.channel.ask("confirms", lambda done: raw.confirm_delivery(self._confirms.answered, done))
+        try:
+            await self.channel.ask("confirms", lambda done: raw.confirm_delivery(self._confirms.answered, done))
+        except BaseException:  # also if it is cancelled: nobody would close the channel
+            self.channel.close_soon()
+            raise
         return self
 
     async def hear_answers(self, on_answer: Callable[[Message], object]) -> None:

@@ -111,6 +111,26 @@ def test_cancelled_publish_leaves_the_connection_usable_and_loses_no_confirmed_m
 
 
 @asynchronous
+async def test_publish_cancelled_while_it_opens_another_channel_leaves_none(proxy):
+    rng = random.Random(0)
+    async with AsyncConnection(proxy.settings()) as connection:
+
+        async def lose_the_channel():
+            with pytest.raises(LabkitError):  # 404
+                await connection.publish("q", "lost", exchange="missing")
+
+        await connection.publish("q", "first")
+        await lose_the_channel()
+        usual, cancelled = await seconds_for(connection.publish("q", "second")), 0
+        for _ in range(ROUNDS):
+            await lose_the_channel()
+            cancelled += await cancel_after(connection.publish("q", "next"), rng.uniform(0.0, 2 * usual))
+        assert 0 < cancelled < ROUNDS
+        await connection.publish("q", "last")
+        await until(lambda: len(connection._link.raw._channels) == 1)
+
+
+@asynchronous
 async def test_cancelled_call_leaves_the_connection_usable_and_no_call_gets_anothers_answer(proxy):
     rng = random.Random(0)
     async with AsyncConnection(proxy.settings()) as server:
