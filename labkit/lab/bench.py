@@ -196,9 +196,8 @@ class Lab:
             tls: In front of the TLS listener: then it breaks what passes, and cannot read it.
         """
         proxy = Proxy(self.settings(tls=tls))
-        proxy.open()
         self._proxies.append(proxy)
-        return proxy
+        return proxy.open()
 
     @overload
     def board(self, what: Literal["faults"] = "faults") -> "FaultPanelView": ...

@@ -116,7 +116,7 @@ class Proxy:
         """Listen. Calling it again does nothing; after :meth:`close` it starts afresh, on another port.
 
         Raises:
-            OSError: the system has no port or no descriptor to give.
+            OSError, RuntimeError: the system has no port, no descriptor or no thread to give; nothing is left open.
         """
         with self._lock:
             if self._engine is None:
@@ -128,7 +128,12 @@ class Proxy:
                     endings=self._endings,
                 )
                 self._engine = engine  # before it starts: an interrupt here must leave something to close
-                engine.start()
+                try:
+                    engine.start()
+                except BaseException:
+                    engine.stop(CLOSE_TIMEOUT)
+                    self._engine = None
+                    raise
         return self
 
     def close(self) -> None:

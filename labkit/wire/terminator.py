@@ -62,7 +62,8 @@ class TlsTerminator:
         """Listen on a free port of the loopback address. Calling it again does nothing.
 
         Raises:
-            OSError: a file cannot be read, or the system has no port to give.
+            OSError, RuntimeError: a file cannot be read, or the system has no port or no thread to give; nothing is
+                left open.
         """
         with self._lock:
             if self._thread is not None:
@@ -72,11 +73,20 @@ class TlsTerminator:
             listener = socket.create_server((LOOPBACK, 0), backlog=BACKLOG)
             listener.setblocking(False)
             self._port = listener.getsockname()[1]
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._loop, listener, context), name="labkit-terminator", daemon=True
+            loop = self._loop = asyncio.new_event_loop()
+            thread = self._thread = threading.Thread(
+                target=self._run, args=(loop, listener, context), name="labkit-terminator", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                self._thread = self._loop = None
+                if thread.ident is None:
+                    listener.close()
+                    loop.close()
+                else:  # an interrupt, and it runs
+                    loop.call_soon_threadsafe(loop.stop)
+                raise
         return self
 
     def close(self) -> None:
@@ -93,7 +103,11 @@ class TlsTerminator:
             raise LabkitError(f"the terminator's thread did not end within {CLOSE_TIMEOUT:g} s; this process is busy")
 
     def __enter__(self) -> Self:
-        return self.open()
+        try:
+            return self.open()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -14,7 +14,7 @@ from labkit.errors import ConfigurationError
 from labkit.lab import Lab
 from labkit.settings.settings import BrokerSettings
 from labkit.settings.tls import TlsSettings
-from labkit.wire import TlsTerminator
+from labkit.wire import Proxy, TlsTerminator
 from tests.broker.backends import connect
 from tests.broker.tls import REFUSED, by_certificate, showing
 from tests.view import until
@@ -83,6 +83,21 @@ def test_an_impostor_ends_with_its_lab_and_leaves_no_thread(broker: Broker, encr
     assert "labkit-terminator" not in {each.name for each in threading.enumerate()}
     with contextlib.suppress(*REFUSED):
         left.close()
+
+
+def test_an_interrupt_as_a_proxy_opens_leaves_none_after_its_lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Proxy] = []
+
+    def interrupted(proxy: Proxy) -> None:
+        opened.append(open_one(proxy))
+        raise KeyboardInterrupt
+
+    open_one = Proxy.open
+    monkeypatch.setattr(Proxy, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab.proxy()
+    lab.close()
+    assert [each.is_open for each in opened] == [False]
 
 
 def test_a_users_login_ends_with_the_lab(broker: Broker, encrypted: BrokerSettings) -> None:

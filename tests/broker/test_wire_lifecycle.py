@@ -22,7 +22,7 @@ from pika.exceptions import AMQPConnectionError, AMQPError
 from labkit.errors import ConfigurationError, ConnectError, LabkitError, classify
 from labkit.factory import ConnectionFactory
 from labkit.settings.settings import BrokerSettings, TlsSettings
-from labkit.wire import LimitData, Proxy, ResetPeer, Stall
+from labkit.wire import LimitData, Proxy, ResetPeer, Stall, TlsTerminator
 
 pytestmark = pytest.mark.broker
 
@@ -121,6 +121,30 @@ def test_a_proxy_that_was_closed_opens_again(settings):
             assert proxy.open() is proxy
             pika.BlockingConnection(proxy.settings().to_pika()).close()
     assert proxy.conversation().names.count("Connection.CloseOk") == 2
+
+
+def test_a_proxy_or_a_terminator_that_gets_no_thread_leaves_nothing_open_and_may_be_opened_later(
+    settings, tmp_path, monkeypatch
+):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+
+    def no_thread(_):
+        raise RuntimeError("can't start new thread")
+
+    for each in (Proxy(settings), TlsTerminator(settings, (certificate, key), ca_file=certificate)):
+        before = descriptors()
+        with monkeypatch.context() as without:
+            without.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(RuntimeError) as raised:
+                each.open()
+        assert descriptors() == before, f"{raised.value}"  # held, with all that its frames hold
+        assert "closed" in repr(each)
+        each.close()
+        with each, socket.create_connection((each.settings().host, each.settings().port)):
+            assert "open" in repr(each)
 
 
 def test_an_unreachable_broker_ends_the_client_at_once_and_says_why(settings):
