@@ -72,15 +72,28 @@ def connect(
 def _from_thread(reactor: Any, parameters: pika.ConnectionParameters, on_end: EndCallback) -> Any:
     """Open one connection on the reactor; wait for it here."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    is_over = False  # nobody waits here any more
 
     def begin() -> defer.Deferred[Any]:
         return _open(ReactorConnection(parameters, reactor, on_end), reactor, parameters)
 
-    reactor.callFromThread(lambda: defer.maybeDeferred(begin).addBoth(answers.put))
+    def done(answer: Any) -> None:
+        answers.put(answer)
+        if is_over:
+            with contextlib.suppress(queue.Empty):  # taken after all
+                late = answers.get_nowait()
+                if not isinstance(late, Failure) and late.is_open:
+                    late.close()
+
+    reactor.callFromThread(lambda: None if is_over else defer.maybeDeferred(begin).addBoth(done))
     try:
         answer = answers.get(timeout=parameters.stack_timeout + GRACE)
     except queue.Empty:
-        raise workflow.AMQPConnectorStackTimeout("Twisted's reactor did not answer: does it run?") from None
+        is_over = True  # first, then another look, so that it is taken here or closed there
+        try:
+            answer = answers.get_nowait()
+        except queue.Empty:
+            raise workflow.AMQPConnectorStackTimeout("Twisted's reactor did not answer: does it run?") from None
     if isinstance(answer, Failure):
         raise _in_pikas_words(answer.value)
     return answer

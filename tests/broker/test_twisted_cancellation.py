@@ -1,8 +1,9 @@
-"""Nobody wants a connection whose Deferred was cancelled. In a child: Twisted's reactor starts only once."""
+"""Nobody wants a connection whose Deferred was cancelled, or failed. In a child: Twisted's reactor starts only once."""
 
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -69,3 +70,31 @@ def test_no_attempt_is_made_for_nobody(settings):
             ["CancelledError"],
             True,
         ]
+
+
+BUSY_CHILD = """
+import sys, time
+from twisted.internet import reactor
+from labkit import BrokerSettings, ConnectionFactory
+from labkit.connector import twisted
+
+twisted.GRACE = 0.2
+settings = BrokerSettings.from_url(sys.stdin.readline().strip())
+opening = ConnectionFactory(settings.replace(connect_deadline=0.5)).twisted()
+opening.addBoth(lambda result: print(type(result.value).__name__, flush=True))
+time.sleep(1.5)  # the program has other things to do before it runs its reactor
+reactor.callLater(3.0, reactor.stop)
+reactor.run()
+"""
+
+
+def test_a_reactor_that_is_late_opens_nothing(settings, view):
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY_CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        child.stdin.write(settings.to_url(mask=False) + "\n")
+        child.stdin.close()
+        assert child.stdout.readline() == "ConnectError\n"
+        time.sleep(1.0)
+        assert view.connections(settings.virtual_host) == []
+    assert child.returncode == 0
