@@ -204,7 +204,7 @@ class Connection:
         life, task = self._life, ConnectTask()
         try:
             if self._io.call(lambda: life.begin_opening(task), timeout=seconds):
-                run_connect(life, task, self.settings, self.backoff, seconds)
+                run_connect(life, task, self._present, self.backoff, seconds)
             if not self.is_open:
                 life.wait_for(State.OPEN, ends - time.monotonic())
         except BaseException as exc:  # an interrupt too, wherever it came

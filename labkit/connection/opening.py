@@ -4,6 +4,7 @@ The thread walks hosts and addresses (``labkit.connector.blocking``), and waits.
 ``labkit.connection.lifecycle``, which it asks and tells: see :class:`Asked`.
 """
 
+import copy
 import logging
 import threading
 import time
@@ -30,7 +31,7 @@ LEAST_TURN = 0.25  # seconds for a turn on the I/O thread, also when the deadlin
 
 @dataclass(slots=True)
 class Present:
-    """What the next attempt connects with: recovery reads it here, and so does not keep the connection alive."""
+    """What the next attempt connects with: it is read here, so that recovery does not keep the connection alive."""
 
     settings: BrokerSettings
 
@@ -117,7 +118,7 @@ class NotRestored(NotConnected):
 def run_connect(
     life: Asked,
     task: ConnectTask,
-    settings: BrokerSettings,
+    present: Present,
     backoff: Backoff,
     deadline: float,
     *,
@@ -129,7 +130,7 @@ def run_connect(
     Args:
         life: The connection's.
         task: What is followed.
-        settings: Where to connect.
+        present: Where to connect; each attempt logs in with the secret that is there by then.
         backoff: The pauses.
         deadline: Seconds.
         is_again: Recovery: it was open before, with these settings, and nobody waits.
@@ -143,10 +144,10 @@ def run_connect(
     task.thread = threading.get_ident()
     ends = time.monotonic() + deadline
     bringup = Bringup(
-        settings,
+        present.settings,
         _Reporter(life, task),
         SystemClock(),
-        lambda parameters: _open_one(life, task, parameters, ends, is_again=is_again),
+        lambda parameters: _open_one(life, task, _with_secret(parameters, present), ends, is_again=is_again),
         backoff=backoff,
         deadline=deadline,
         stop=task.stop,
@@ -180,7 +181,7 @@ def start_recovery(life: Asked, task: ConnectTask, recovery: Recovery) -> None:
             run_connect(
                 life,
                 task,
-                recovery.present.settings,
+                recovery.present,
                 recovery.backoff,
                 recovery.deadline,
                 is_again=True,
@@ -205,6 +206,16 @@ class _Reporter:
     def emit(self, event: Event, /) -> None:
         life, task = self._life, self._task
         life.io.post(lambda: life.on_connect_event(task, event))
+
+
+def _with_secret(parameters: pika.ConnectionParameters, present: Present) -> pika.ConnectionParameters:
+    """Return *parameters* with the present secret: a recovery may have begun hours before that came."""
+    settings = present.settings
+    if settings.credentials is not None or settings.auth_mechanism == "EXTERNAL":
+        return parameters
+    parameters = copy.copy(parameters)
+    parameters.credentials = settings.ask_credentials()
+    return parameters
 
 
 def _open_one(

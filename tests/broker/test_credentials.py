@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,9 +18,10 @@ from labkit import (
     NotConnected,
     Queue,
     State,
+    Timeline,
 )
 from labkit.retry import Backoff
-from labkit.wire import Proxy, Stall
+from labkit.wire import Proxy, Refuse, Stall
 from tests.broker.connections import SLACK, connected, through_a_proxy
 from tests.broker.drivers import ALL, ask, ask_all
 from tests.broker.test_texts_of_the_broker import PASSWORD, limited_user
@@ -169,6 +171,45 @@ def test_a_manager_gives_the_secret_to_both_connections_and_to_those_after_its_n
         with manager:
             manager.publish("", "work", "3").result(20)
         assert NEXT_PASSWORD not in repr(manager.settings)
+
+
+def test_a_secret_that_comes_amid_a_recovery_is_what_the_next_attempt_logs_in_with(view, settings):
+    """A token is renewed on time while the broker is away: the old one is worth nothing when it is back."""
+    with (
+        limited_user(view, settings) as user,
+        through_a_proxy(user, recovery=True, backoff=QUICK, retry_refused=0.0) as (proxy, connection, timeline),
+    ):
+        with proxy.fault(Refuse()):
+            proxy.cut()
+            timeline.wait_for(AttemptFailed, timeout=10)
+            rotate(view, user, NEXT_PASSWORD)
+            connection.update_secret(NEXT_PASSWORD)
+        connection.wait_for(State.OPEN, timeout=10)
+
+
+def test_a_secret_that_comes_while_the_old_one_is_refused_ends_the_refusals(view, settings):
+    with (
+        limited_user(view, settings) as user,
+        through_a_proxy(user, recovery=True, backoff=QUICK, retry_refused=5.0) as (proxy, connection, timeline),
+    ):
+        rotate(view, user, NEXT_PASSWORD)
+        proxy.cut()
+        timeline.wait_for(AttemptFailed, timeout=10)
+        connection.update_secret(NEXT_PASSWORD)
+        connection.wait_for(State.OPEN, timeout=10)
+
+
+def test_a_secret_that_comes_while_open_still_tries_is_what_it_logs_in_with(view, settings):
+    with limited_user(view, settings) as user, Proxy(user) as proxy:
+        timeline = Timeline()
+        connection = Connection(proxy.settings(password=WRONG_PASSWORD), backoff=QUICK, listeners=[timeline])
+        with ThreadPoolExecutor(1) as threads:
+            with proxy.fault(Refuse()):
+                opening = threads.submit(connection.open, deadline=10)
+                timeline.wait_for(AttemptFailed, timeout=10)
+                connection.update_secret(PASSWORD)
+            with opening.result():
+                assert connection.is_open
 
 
 def test_a_wrong_secret_shows_at_the_next_login_only(view, settings):

@@ -71,7 +71,7 @@ def test_an_io_thread_that_is_late_as_the_new_link_arrives_does_not_end_recovery
 
 def test_an_io_thread_that_is_late_as_the_first_link_arrives_costs_open_no_more_than_its_deadline(arrival):
     with pytest.raises(DeadlineExceeded) as caught:
-        run_connect(arrival.life, arrival.task, None, Backoff(), 0.0)
+        run_connect(arrival.life, arrival.task, Present(None), Backoff(), 0.0)
     assert caught.value.deadline <= 0.25
 
 
