@@ -9,6 +9,8 @@ Reference: AMQP 0-9-1, section 4.2.5 (fields), with RabbitMQ's own types ("AMQP 
 import calendar
 import datetime
 import decimal
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -334,17 +336,30 @@ def checked_flag(name: str, value: Any) -> bool:
     raise refused(name, value, "True or False")
 
 
-def checked_callable(name: str, value: Any, what: str = "a function") -> Callable[..., Any]:
+def checked_callable(name: str, value: Any, what: str = "a function", *, awaited: bool = False) -> Callable[..., Any]:
     """Return *value*, an argument of a call, if it can be called.
+
+    Args:
+        name: The argument's.
+        value: Its value.
+        what: What is allowed.
+        awaited: Whether what it returns is awaited. Else a coroutine function would never run, and look as if it had.
 
     Raises:
         ConfigurationError: it cannot.
     """
-    if callable(value):
-        return value  # type: ignore[no-any-return]
-    raise ConfigurationError(
-        f"{name}: a {type(value).__name__} cannot be called; allowed: {what}", field=_field(name), allowed=what
-    )
+    problem = "" if callable(value) else f"a {type(value).__name__} cannot be called"
+    if not problem and not awaited and _is_coroutine_function(value):
+        problem = "a coroutine function is not allowed: nobody would await it"
+    if problem:
+        raise ConfigurationError(f"{name}: {problem}; allowed: {what}", field=_field(name), allowed=what)
+    return value  # type: ignore[no-any-return]
+
+
+def _is_coroutine_function(value: Any) -> bool:
+    while isinstance(value, functools.partial):
+        value = value.func
+    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__)
 
 
 def check_type(name: str, value: object, wanted: type) -> None:

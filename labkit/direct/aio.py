@@ -9,7 +9,6 @@ blocks the heartbeats too; after about two of them the broker closes the connect
 """
 
 import asyncio
-import inspect
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -32,7 +31,6 @@ from labkit.direct.confirming import ConfirmingChannel
 from labkit.direct.queues import NOT_FOUND, REPLY_TO, is_reply_address
 from labkit.errors import (
     ChannelLost,
-    ConfigurationError,
     ConnectError,
     DeadlineExceeded,
     LabkitError,
@@ -304,7 +302,7 @@ class AsyncConnection:
             NotConnected: the link ended.
         """
         checked_name("queue", queue)
-        checked_callable("handler", handler, "a function of one message")
+        checked_callable("handler", handler, "a function of one message", awaited=True)
         checked_flag("auto_ack", auto_ack)
         checked_flag("deliveries", deliveries)
         checked_count("concurrency", concurrency, self.prefetch)
@@ -488,7 +486,4 @@ def _check_loop(link: AsyncLink) -> None:
 def _checked_callback(name: str, callback: Callable[..., object] | None) -> Callable[..., object]:
     if callback is None:
         return lambda *_: None
-    if not callable(callback) or inspect.iscoroutinefunction(callback):
-        what = "a coroutine function" if callable(callback) else f"a {type(callback).__name__}"
-        raise ConfigurationError(f"{name}: {what} is not allowed; allowed: a plain function", field=name)
-    return callback
+    return checked_callable(name, callback, "a plain function")

@@ -15,7 +15,7 @@ from labkit.rpc.serializer import Serializer
 from labkit.rpc.server import WORKERS, MessageServer
 from labkit.rpc.target import Target
 from labkit.rpc.transport import Transport
-from labkit.values import check_type, checked_flag, checked_name, refused
+from labkit.values import check_type, checked_callable, checked_flag, checked_name, refused
 
 LOGGER = logging.getLogger(__name__)
 PRIORITIES = ("audit", "debug", "info", "warn", "error", "critical", "sample")
@@ -175,6 +175,9 @@ class NotificationListener(MessageServer):
             raise ConfigurationError(
                 f"endpoints: there is nothing to listen to; allowed: {allowed}", field="endpoints", allowed=allowed
             )
+        for priority in self._priorities:
+            for method in self._methods(priority):
+                checked_callable("endpoints", method, "objects with plain methods")
 
     def _methods(self, priority: str) -> list[Any]:
         found = (getattr(each, priority, None) for each in self._endpoints)

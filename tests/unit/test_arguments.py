@@ -1,5 +1,6 @@
 """Every argument of every public constructor and call: what does not fit is refused by name, before any I/O."""
 
+import functools
 import inspect
 import socket
 
@@ -238,6 +239,31 @@ async def test_an_awaited_call_refuses_it_too():
             assert caught.value.field == name or name == "message"
     with pytest.raises(NotConnected):
         await connection.publish("q", "x")
+
+
+FUNCTIONS = ("callback", "check", "classify", "configure", "function", "handler", "on_attempt", "operation", "reset")
+
+
+class Awaited:
+    async def __call__(self, *_):
+        """Would have to be awaited."""
+
+
+@pytest.mark.parametrize("awaited", [Awaited().__call__, Awaited(), functools.partial(Awaited(), 1)], ids=type)
+@pytest.mark.parametrize(
+    ("call", "least", "name"),
+    [
+        pytest.param(call, least, name, id=f"{named(call)}-{name}")
+        for call, least in [*CONSTRUCTORS.items(), *WITHOUT_IO]
+        for name in inspect.signature(call).parameters
+        if name in (*FUNCTIONS, "listeners")
+    ],
+)
+def test_a_coroutine_function_is_refused_where_nobody_would_await_it(call, least, name, awaited):
+    value = [awaited] if name == "listeners" else awaited
+    with pytest.raises(ConfigurationError, match=f"^{name}: a coroutine function is not allowed") as caught:
+        call(**{**least, name: value})
+    assert caught.value.field == name
 
 
 TAKE_SETTINGS = [

@@ -174,7 +174,14 @@ def test_a_prepared_notifier_has_another_publisher(transport, notifier):
     assert repr(notifier) == "Notifier('pub')"
 
 
+class Awaited:
+    async def info(self, *_):
+        """Would have to be awaited."""
+
+
 def test_what_cannot_be_is_refused(transport, notifier):
+    with pytest.raises(ConfigurationError, match="endpoints: a coroutine function"):
+        NotificationListener(transport, TOPIC, [Awaited()])
     with pytest.raises(ConfigurationError, match="nothing to listen to"):
         NotificationListener(transport, TOPIC, [object()])
     with pytest.raises(ConfigurationError, match="driver"):
