@@ -16,7 +16,7 @@ from typing import Any, Protocol, overload
 from labkit.connection.blame import declaring
 from labkit.connection.channel_io import ChannelIo, Request
 from labkit.connection.channel_publish import Publish, Told, hand_over
-from labkit.connection.consume_options import ConsumeOptions
+from labkit.connection.consume_options import ConsumeOptions, checked_handler
 from labkit.connection.io_thread import CLAIMED_MAX, IoThread
 from labkit.connection.lifecycle import Lifecycle
 from labkit.connection.link import Link
@@ -26,7 +26,7 @@ from labkit.content.delivery import Delivery
 from labkit.content.sendable import frame_max_of, written_arguments
 from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, LabkitError
 from labkit.topology import Binding, Exchange, Message, Queue
-from labkit.values import check_type, checked_callable, checked_flag, checked_name, checked_number, checked_prefetch
+from labkit.values import check_type, checked_flag, checked_name, checked_number, checked_prefetch
 
 LOGGER = logging.getLogger(__name__)
 CALL_TIMEOUT = 30.0  # seconds for one answer of the broker
@@ -311,7 +311,7 @@ class Channel:
         """
         options = ConsumeOptions(auto_ack=auto_ack, exclusive=exclusive, arguments=arguments, tag=tag)
         queue = self._topology.current(checked_name("queue", queue))
-        checked_callable("handler", handler, "a function of one delivery")
+        checked_handler(handler)
         if self._core.prefetch is None:
             self.qos(PREFETCH, timeout=timeout)
         request = Request(partial(self._core.deliveries.consume, queue, handler, options))

@@ -1,6 +1,7 @@
 """How to consume from a queue: what basic.consume says beside the queue's name. Checked, frozen, no I/O."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,9 +10,27 @@ from labkit.content.sendable import written_arguments
 from labkit.content.stream_position import OFFSET, Offset
 from labkit.errors import ConfigurationError
 from labkit.topology import checked_arguments
-from labkit.values import checked_flag, checked_name
+from labkit.values import checked_callable, checked_flag, checked_name
 
 FRAME_LEAST = 4096  # bytes that any frame may have (AMQP 0-9-1, section 1.2: frame-min-size)
+HANDLER = "a function of one delivery"
+
+
+def checked_handler(value: Any) -> None:
+    """Raise ConfigurationError unless *value* can be called with one delivery: as it stands, none would be handled.
+
+    A handler that raises is taken for one that failed over its message, which is rejected in the end.
+    """
+    checked_callable("handler", value, HANDLER)
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # nothing is known of some that are written in C
+        return
+    try:
+        signature.bind(None)
+    except TypeError as exc:
+        text = f"handler: it cannot be called with one delivery ({exc}); allowed: {HANDLER}"
+        raise ConfigurationError(text, field="handler", allowed=HANDLER) from None
 
 
 @dataclass(frozen=True, slots=True)

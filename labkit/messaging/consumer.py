@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from labkit.concurrency.bell import PendingCall
 from labkit.connection.connection import Connection
-from labkit.connection.consume_options import ConsumeOptions
+from labkit.connection.consume_options import ConsumeOptions, checked_handler
 from labkit.connection.lifecycle import Lifecycle
 from labkit.content.delivery import Delivery
 from labkit.content.failed_deliveries import OnError, RetryCounts
@@ -23,7 +23,7 @@ from labkit.messaging.consumer_io import ConsumerRole, Handler
 from labkit.messaging.tally import ConsumeTally
 from labkit.settings.settings import BrokerSettings
 from labkit.topology import Binding, Queue
-from labkit.values import checked_callable, checked_count, checked_name, checked_number, checked_prefetch
+from labkit.values import checked_count, checked_name, checked_number, checked_prefetch
 from labkit.watched import Watched
 
 LOGGER = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Consumer(RecoveringFacade[ConsumerRole]):
             written_arguments(queue.arguments, self.connection.settings.frame_max)
         else:
             checked_name("queue", queue)
-        checked_callable("handler", handler, "a function of one delivery")
+        checked_handler(handler)
         checked_prefetch(prefetch)
         self._workers = checked_count("workers", workers, prefetch)
         self._bindings = _checked_bindings(queue, bindings, self.connection.settings.frame_max)

@@ -249,7 +249,9 @@ class Awaited:
         """Would have to be awaited."""
 
 
-@pytest.mark.parametrize("awaited", [Awaited().__call__, Awaited(), functools.partial(Awaited(), 1)], ids=type)
+@pytest.mark.parametrize(
+    "awaited", [Awaited().__call__, Awaited(), functools.partial(Awaited(), 1)], ids=["method", "object", "partial"]
+)
 @pytest.mark.parametrize(
     ("call", "least", "name"),
     [
@@ -264,6 +266,25 @@ def test_a_coroutine_function_is_refused_where_nobody_would_await_it(call, least
     with pytest.raises(ConfigurationError, match=f"^{name}: a coroutine function is not allowed") as caught:
         call(**{**least, name: value})
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    "handler", [lambda: None, lambda channel, method, properties, body: None, [].clear], ids=["none", "pika", "builtin"]
+)
+@pytest.mark.parametrize(
+    ("call", "least"), [(Consumer, CONSTRUCTORS[Consumer]), (ConnectionManager(SETTINGS).consume, {"queue": "q"})]
+)
+def test_a_handler_that_cannot_be_called_with_one_delivery_is_refused_before_it_costs_messages(call, least, handler):
+    with pytest.raises(ConfigurationError, match="handler: it cannot be called with one delivery") as caught:
+        call(**{**least, "handler": handler})
+    assert caught.value.field == "handler"
+
+
+@pytest.mark.parametrize(
+    "handler", [print, functools.partial(max, 1), lambda *some: None, int], ids=["print", "partial", "lambda", "int"]
+)
+def test_a_handler_that_takes_more_or_of_which_python_knows_no_arguments_is_taken(handler):
+    Consumer(**{**CONSTRUCTORS[Consumer], "handler": handler})
 
 
 TAKE_SETTINGS = [
