@@ -281,9 +281,9 @@ class Binding:
     def __post_init__(self) -> None:
         if isinstance(self.destination, Exchange):
             object.__setattr__(self, "kind", "exchange")
-        for name in ("source", "destination"):
+        for name, kinds in (("source", Exchange), ("destination", Queue | Exchange)):
             value = getattr(self, name)
-            object.__setattr__(self, name, value.name if isinstance(value, Queue | Exchange) else value)
+            object.__setattr__(self, name, value.name if isinstance(value, kinds) else value)
         checked_name("Binding.source", self.source)
         checked_key("Binding.destination", self.destination)
         checked_key("Binding.routing_key", self.routing_key)

@@ -89,6 +89,7 @@ def test_message_that_cannot_be_sent_is_refused(field, arguments):
         lambda: Exchange("e", ""),
         lambda: Exchange("e", internal=None),
         lambda: Binding("", "q"),
+        lambda: Binding(Queue("q"), Exchange("e")),
         lambda: Binding("e", None),
         lambda: Binding("e", kind="exchange"),
         lambda: Binding("e", "q", "k" * 256),
