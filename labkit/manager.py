@@ -20,7 +20,7 @@ from labkit.connection.states import State
 from labkit.connection.topology_record import Topology
 from labkit.content.failed_deliveries import OnError
 from labkit.content.sendable import check_route
-from labkit.errors import DeadlineExceeded, NotConnected
+from labkit.errors import ConfigurationError, DeadlineExceeded, NotConnected
 from labkit.event_log import log_event
 from labkit.events import ConnectionGivenUp, Dispatcher, Event, Listener
 from labkit.manager_parts import LATE_TIMEOUT, ConsumingConnection, ManagedConnection, ManagerResources, SharedRecord
@@ -237,7 +237,7 @@ class ConnectionManager:
             exchange: Its name; "": the default exchange, where the routing key is a queue's name.
             routing_key: Up to 255 bytes.
             body: Text, bytes, or a Message with its own properties.
-            properties: Names and values, or Pika's object. They are laid over the defaults.
+            properties: Names and values, or Pika's object, for text or bytes. They are laid over the defaults.
             mandatory: Have the broker say if no queue would receive it (Unroutable). An answer by direct reply-to needs
                 False, as for :meth:`Publisher.publish`.
             deadline: Seconds until its outcome is settled, connecting included.
@@ -248,8 +248,7 @@ class ConnectionManager:
             DeadlineExceeded: it did not get its turn within *deadline* seconds. Nothing was sent.
             NotConnected: it is closed. Nothing was sent.
         """
-        is_whole = isinstance(body, Message) and properties is None
-        message = body if is_whole else Message.with_properties(body, properties)  # type: ignore[arg-type]
+        message = _message(body, properties)
         check_route(exchange, routing_key, mandatory)
         seconds = float(checked_number("deadline", deadline))
         ends = time.monotonic() + seconds
@@ -455,6 +454,18 @@ def _stopped_by_signals(stopped: Flag) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by no Python code
+
+
+def _message(body: bytes | str | Message, properties: "Mapping[str, Any] | pika.BasicProperties | None") -> Message:
+    if not isinstance(body, Message):
+        return Message.with_properties(body, properties)
+    if properties is None:
+        return body
+    raise ConfigurationError(
+        "properties: beside a Message, which has its own, they are not allowed; allowed: None",
+        field="properties",
+        allowed="None",
+    )
 
 
 def _is_under_way(connection: Connection) -> bool:

@@ -315,14 +315,14 @@ def checked_prefetch(value: Any) -> int:
     Raises:
         ConfigurationError: it cannot; also 0, which would mean no limit.
     """
-    if checked_number("prefetch", value, PREFETCH_MAX, whole=True) == 0:
+    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         raise ConfigurationError(
             f"prefetch: 0 (no limit) is not allowed: the messages would pile up here; allowed: 1 to {PREFETCH_MAX}",
             field="prefetch",
             value=0,
             allowed=f"1 to {PREFETCH_MAX}",
         )
-    return int(value)
+    return checked_count("prefetch", value, PREFETCH_MAX)
 
 
 def checked_flag(name: str, value: Any) -> bool:
@@ -378,20 +378,7 @@ def checked_name(name: str, value: Any) -> str:
     Raises:
         ConfigurationError: it cannot.
     """
-    problem = "" if isinstance(value, str) else f"a {type(value).__name__} is not text"
-    try:
-        short_string(value)
-    except ValueError as exc:
-        problem = str(exc)
-    if problem:
-        allowed = f"text of 1 to {SHORT_STRING_MAX} bytes"
-        raise ConfigurationError(
-            f"{name}: {problem}; allowed: {allowed}",
-            field=_field(name),
-            value=value if may_show(value) else None,
-            allowed=allowed,
-        )
-    return str(value)
+    return _checked_text(name, value, f"text of 1 to {SHORT_STRING_MAX} bytes")
 
 
 def checked_key(name: str, value: Any) -> str:
@@ -400,7 +387,25 @@ def checked_key(name: str, value: Any) -> str:
     Raises:
         ConfigurationError: it is not.
     """
-    return "" if isinstance(value, str) and not value else checked_name(name, value)
+    if isinstance(value, str) and not value:
+        return ""
+    return _checked_text(name, value, f"text of up to {SHORT_STRING_MAX} bytes")
+
+
+def _checked_text(name: str, value: Any, allowed: str) -> str:
+    problem = "" if isinstance(value, str) else f"a {type(value).__name__} is not text"
+    try:
+        short_string(value)
+    except ValueError as exc:
+        problem = str(exc)
+    if problem:
+        raise ConfigurationError(
+            f"{name}: {problem}; allowed: {allowed}",
+            field=_field(name),
+            value=value if may_show(value) else None,
+            allowed=allowed,
+        )
+    return str(value)
 
 
 def _field(name: str) -> str:

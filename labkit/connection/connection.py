@@ -29,7 +29,7 @@ from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, Not
 from labkit.events import Dispatcher, Listener
 from labkit.retry import Backoff
 from labkit.settings.settings import BrokerSettings, checked_settings
-from labkit.values import check_type, checked_flag, checked_name, checked_number
+from labkit.values import check_type, checked_flag, checked_key, checked_number
 from labkit.watched import Watched
 
 LOGGER = logging.getLogger(__name__)
@@ -286,8 +286,7 @@ class Connection:
         """
         self._may_wait()
         checked_number("timeout", timeout)
-        if reason != "":
-            checked_name("reason", reason)
+        checked_key("reason", reason)
         self._present.settings = self.settings.replace(password=_checked_secret(secret))
         link, waiter = self._life.link, PendingCall()
         if link is None or not self.is_open:

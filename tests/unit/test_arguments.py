@@ -287,6 +287,29 @@ def test_a_handler_that_takes_more_or_of_which_python_knows_no_arguments_is_take
     Consumer(**{**CONSTRUCTORS[Consumer], "handler": handler})
 
 
+@pytest.mark.parametrize(
+    ("call", "least", "name", "allowed"),
+    [
+        (
+            ConnectionManager(SETTINGS).publish,
+            {"exchange": "", "routing_key": "", "body": "x"},
+            "exchange",
+            "up to 255",
+        ),
+        (ConnectionManager(SETTINGS).publish, {"exchange": "", "routing_key": "", "body": "x"}, "routing_key", "up to"),
+        (Queue, {}, "name", "text of up to 255 bytes"),
+        (Binding, {"source": "e", "destination": "q"}, "routing_key", "text of up to 255 bytes"),
+        (Exchange, {}, "name", "text of 1 to 255 bytes"),
+        (SyncConnection, {}, "prefetch", "1 to 65535"),
+    ],
+)
+def test_what_an_error_calls_allowed_is_what_is_allowed(call, least, name, allowed):
+    with pytest.raises(ConfigurationError) as caught:
+        call(**{**least, name: None})
+    assert allowed in caught.value.allowed
+    assert caught.value.allowed in str(caught.value)
+
+
 TAKE_SETTINGS = [
     SyncConnection, AsyncConnection, ConnectionFactory, Connection, ConnectionPool, ChannelPool, ConnectionManager,
     Publisher, lambda url: Consumer(url, "q", print),

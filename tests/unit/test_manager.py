@@ -189,6 +189,7 @@ def test_after_close_every_call_says_so_and_connects_to_nobody(use):
         (("", "work", None), "body"),
         (("", "work", "x", {"delivery_mode": 2}), "delivery_mode"),
         (("", "work", "x", "json"), "properties"),
+        (("", "work", Message("x"), {"priority": 3}), "properties"),
         (("", "work", "x", pika.BasicProperties(user_id="shop")), "user_id"),
         (("", "work", "x", pika.BasicProperties(expiration="soon")), "expiration"),
     ],
