@@ -1,6 +1,6 @@
 """Which endpoint is called for a request: by namespace, version and method. No I/O, no threads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from labkit.errors import ConfigurationError
@@ -8,6 +8,7 @@ from labkit.rpc.envelope import Request
 from labkit.rpc.failures import NoSuchMethod, UnsupportedVersion
 from labkit.rpc.serializer import Serializer
 from labkit.rpc.target import Target, is_compatible
+from labkit.values import checked_callable
 
 DEFAULT_TARGET = Target(version="1.0")
 
@@ -20,11 +21,11 @@ class Dispatcher:
         serializer: Turns what came into the program's own objects, and the result back.
 
     Raises:
-        ConfigurationError: an endpoint's ``target`` is no Target.
+        ConfigurationError: they are not objects in a list, or the ``target`` of one is no Target.
     """
 
     def __init__(self, endpoints: Iterable[Any], serializer: Serializer | None = None) -> None:
-        self.endpoints = tuple(endpoints)
+        self.endpoints = checked_objects("endpoints", endpoints)
         self._serializer = serializer or Serializer()
         for each in self.endpoints:
             if not isinstance(_target(each), Target):
@@ -40,6 +41,7 @@ class Dispatcher:
         Raises:
             NoSuchMethod: none of the endpoints that fit has a public method of that name.
             UnsupportedVersion: none fits: by namespace and version.
+            ConfigurationError: it is a coroutine function.
             Exception: what the endpoint raised.
         """
         fits = False
@@ -52,6 +54,7 @@ class Dispatcher:
             fits = True
             method = None if request.method.startswith("_") else getattr(endpoint, request.method, None)
             if callable(method):
+                checked_callable(request.method, method, "a plain method")
                 return self._call(method, request)
         if fits:
             raise NoSuchMethod(request.method)
@@ -66,3 +69,18 @@ class Dispatcher:
 
 def _target(endpoint: Any) -> Any:
     return getattr(endpoint, "target", None) or DEFAULT_TARGET
+
+
+def checked_objects(name: str, value: object) -> tuple[Any, ...]:
+    """Return the objects in *value*, an argument of a call.
+
+    Raises:
+        ConfigurationError: it is one alone, or a mapping.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        return tuple(value)
+    raise ConfigurationError(
+        f"{name}: a {type(value).__name__} is not allowed; allowed: objects, in a list",
+        field=name,
+        allowed="objects, in a list",
+    )

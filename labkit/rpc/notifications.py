@@ -9,6 +9,7 @@ from functools import partialmethod
 from typing import Any, Self
 
 from labkit.errors import ConfigurationError
+from labkit.rpc.dispatcher import checked_objects
 from labkit.rpc.driver import Listener
 from labkit.rpc.incoming import IncomingNotification
 from labkit.rpc.serializer import Serializer
@@ -162,7 +163,8 @@ class NotificationListener(MessageServer):
         workers: int = WORKERS,
     ) -> None:
         super().__init__(transport, workers=workers)
-        self.targets, self._endpoints = tuple(targets), tuple(endpoints)
+        self.targets = checked_objects("targets", targets)
+        self._endpoints = checked_objects("endpoints", endpoints)
         for each in self.targets:
             check_type("targets", each, Target)
             each.needed("topic")
@@ -177,7 +179,7 @@ class NotificationListener(MessageServer):
             )
         for priority in self._priorities:
             for method in self._methods(priority):
-                checked_callable("endpoints", method, "objects with plain methods")
+                checked_callable("endpoints", method, "a plain method")
 
     def _methods(self, priority: str) -> list[Any]:
         found = (getattr(each, priority, None) for each in self._endpoints)

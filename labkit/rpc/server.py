@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from labkit.errors import ConfigurationError, LabkitError, NotConnected
-from labkit.rpc.dispatcher import Dispatcher
+from labkit.rpc.dispatcher import Dispatcher, checked_objects
 from labkit.rpc.driver import Listener
 from labkit.rpc.incoming import Incoming
 from labkit.rpc.serializer import Serializer
@@ -192,7 +192,9 @@ class RPCServer(MessageServer):
         check_type("target", target, Target)
         target.needed("topic"), target.needed("server")
         self.target = target
-        self._dispatcher = Dispatcher((*endpoints, Pong()) if ping else endpoints, serializer)
+        self._dispatcher = Dispatcher(
+            (*checked_objects("endpoints", endpoints), Pong()) if ping else endpoints, serializer
+        )
         self._later = Later("labkit-rpc-signs-of-life")
 
     def _listen(self, deadline: float) -> Listener:

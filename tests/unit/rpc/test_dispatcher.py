@@ -64,3 +64,12 @@ def test_a_target_that_is_none_is_refused():
 
     with pytest.raises(ConfigurationError, match="Odd"):
         Dispatcher([Odd()])
+
+
+def test_a_coroutine_function_is_not_called_as_nobody_would_await_it():
+    class Awaited:
+        async def work(self, ctxt):
+            """Would have to be awaited."""
+
+    with pytest.raises(ConfigurationError, match="work: a coroutine function is not allowed"):
+        Dispatcher([Awaited()]).dispatch(Request("work", {}, {}))

@@ -182,6 +182,10 @@ class Awaited:
 def test_what_cannot_be_is_refused(transport, notifier):
     with pytest.raises(ConfigurationError, match="endpoints: a coroutine function"):
         NotificationListener(transport, TOPIC, [Awaited()])
+    with pytest.raises(ConfigurationError, match=r"endpoints: .*in a list"):
+        NotificationListener(transport, TOPIC, Heard())
+    with pytest.raises(ConfigurationError, match=r"targets: .*in a list"):
+        NotificationListener(transport, TOPIC[0], [Heard()])
     with pytest.raises(ConfigurationError, match="nothing to listen to"):
         NotificationListener(transport, TOPIC, [object()])
     with pytest.raises(ConfigurationError, match="driver"):

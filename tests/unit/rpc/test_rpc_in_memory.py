@@ -455,6 +455,13 @@ def test_what_a_client_cannot_be_told_is_refused_by_name(client, changes, field)
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("endpoints", [object(), "Sums", {"sums": 1}, 7], ids=["one", "text", "mapping", "number"])
+def test_endpoints_are_objects_in_a_list(transport, endpoints):
+    with pytest.raises(ConfigurationError, match=r"endpoints: .*in a list") as caught:
+        RPCServer(transport, TOPIC.replace(server="one"), endpoints)
+    assert caught.value.field == "endpoints"
+
+
 def test_a_server_needs_a_topic_and_a_name(transport):
     with pytest.raises(InvalidTarget, match="server"):
         RPCServer(transport, TOPIC, [])
