@@ -284,7 +284,7 @@ def test_a_handler_that_cannot_be_called_with_one_delivery_is_refused_before_it_
     "handler", [print, functools.partial(max, 1), lambda *some: None, int], ids=["print", "partial", "lambda", "int"]
 )
 def test_a_handler_that_takes_more_or_of_which_python_knows_no_arguments_is_taken(handler):
-    Consumer(**{**CONSTRUCTORS[Consumer], "handler": handler})
+    assert Consumer(**{**CONSTRUCTORS[Consumer], "handler": handler}).is_closed
 
 
 @pytest.mark.parametrize(
