@@ -299,6 +299,7 @@ class AsyncConnection:
 
         Raises:
             ChannelLost: the broker cancelled the consumer, or closed the channel; it says what is known of the cause.
+                Or a handler ended as cancelled while nobody had cancelled ``consume()``: its message goes back, too.
             NotConnected: the link ended.
         """
         checked_name("queue", queue)
@@ -337,7 +338,7 @@ class AsyncConnection:
             for worker in workers:
                 if not worker.cancelled():
                     worker.result()  # raises what the handler raised
-            raise channel.lost("consume")
+            raise channel.lost("consume") if channel.ended.done() else _ended_as_cancelled()
         except ChannelLost as exc:
             self._known.discard(queue)
             if isinstance(exc.reason, px.ConsumerCancelled):
@@ -481,6 +482,12 @@ def _check_loop(link: AsyncLink) -> None:
             "this connection belongs to the event loop that opened it; from another thread, call "
             "asyncio.run_coroutine_threadsafe(..., loop), or open a connection of your own"
         )
+
+
+def _ended_as_cancelled() -> ChannelLost:
+    """Return the error for a worker that has ended, as cancelled, and that we had not cancelled."""
+    text = "consume: a handler ended as cancelled, and nobody had cancelled consume()"
+    return ChannelLost(text, reason=asyncio.CancelledError())
 
 
 def _checked_callback(name: str, callback: Callable[..., object] | None) -> Callable[..., object]:

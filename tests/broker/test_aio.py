@@ -316,6 +316,24 @@ def test_what_a_handler_raises_leaves_consume_and_loses_no_message(settings, kin
     check()
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+@asynchronous
+async def test_a_handler_that_ends_as_cancelled_ends_consume_and_says_so(settings, concurrency):
+    """What it awaits was cancelled by others. A consume() that ended as cancelled would end unseen in a task group."""
+
+    async def handler(_):
+        elsewhere = asyncio.create_task(asyncio.sleep(10))
+        elsewhere.cancel()
+        await elsewhere
+
+    async with AsyncConnection(settings) as connection:
+        await connection.publish("q", "x")
+        with pytest.raises(ChannelLost, match="a handler ended as cancelled") as caught:
+            await connection.consume("q", handler, concurrency=concurrency)
+        assert isinstance(caught.value.reason, asyncio.CancelledError)
+        await until(lambda: depth(settings) == 1)
+
+
 @asynchronous
 async def test_the_loop_has_its_turn_between_two_messages_of_a_plain_handler(settings):
     turns, seen = 0, []
