@@ -386,7 +386,8 @@ class ConnectionManager:
     def close(self, *, timeout: float = CLOSE_TIMEOUT) -> None:
         """End in order within *timeout* seconds: the consumers, then what is still to be published, then the links.
 
-        A handler that is at work may finish, and publish. What the broker has not confirmed in time is settled as
+        A handler that is at work may finish, and publish: those of all consumers have three fifths of the time, from
+        the same moment on, and none begins anything new. What the broker has not confirmed in time is settled as
         unknown. From inside a handler, and on the I/O thread, this returns at once, and the end comes on a thread of
         its own. Twice is fine, from any thread; never raises for a dead link: each step's error is logged, and the
         next one follows.

@@ -9,13 +9,13 @@ from typing import Any
 from labkit.concurrency.bell import Flag
 from labkit.connection.connection import Connection
 from labkit.connection.topology_record import TopologyRecord
-from labkit.errors import NotConnected, describe
+from labkit.errors import LabkitError, NotConnected, describe
 from labkit.messaging.consumer import Consumer
 from labkit.messaging.publisher import Publisher
 from labkit.settings.settings import BrokerSettings
 
 LOGGER = logging.getLogger(__name__)
-CONSUMERS_SHARE, PUBLISHER_SHARE = 0.5, 0.5  # of the time that is left when their turn to close comes
+CONSUMERS_SHARE, PUBLISHER_SHARE = 0.8, 0.5  # of the time that is left when their turn to close comes
 LATE_TIMEOUT = 1.0  # seconds to close what was opened, and is of no use: another thread closed the manager meanwhile
 
 
@@ -116,8 +116,13 @@ class ManagerResources:
         self.is_closing = True
         consumers = self.consumers
         try:
-            for index, consumer in enumerate(consumers):
-                _close(consumer, left(CONSUMERS_SHARE / (len(consumers) - index)))
+            for (
+                consumer
+            ) in consumers:  # all at the same moment: while one waits for its handler, no other begins anything
+                with contextlib.suppress(LabkitError):
+                    consumer._take_no_more()
+            for consumer in consumers:
+                _close(consumer, left(CONSUMERS_SHARE))
             self.is_closed = True
             _close(self.publisher, left(PUBLISHER_SHARE))
             _close(self.consuming, left(0.5))

@@ -23,7 +23,7 @@ def checked_handler(value: Any) -> None:
     """
     checked_callable("handler", value, HANDLER)
     try:
-        signature = inspect.signature(value)
+        signature = inspect.signature(value, follow_wrapped=False)
     except (TypeError, ValueError):  # nothing is known of some that are written in C
         return
     try:

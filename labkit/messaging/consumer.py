@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from labkit.concurrency.bell import PendingCall
 from labkit.connection.connection import Connection
 from labkit.connection.consume_options import ConsumeOptions, checked_handler
 from labkit.connection.lifecycle import Lifecycle
@@ -173,9 +172,20 @@ class Consumer(RecoveringFacade[ConsumerRole]):
         if role is None or not self.is_called_here:
             super().close(timeout=timeout)
             return
-        self._role, role.is_stopping = None, True
-        role.life.io.post(lambda: role.cancel(PendingCall()))
+        self._take_no_more()
+        self._role = None
         role.mailbox.put(lambda: self._end(role, timeout))
+
+    def _take_no_more(self) -> None:
+        """Begin nothing any more, and have no more delivered: the first part of :meth:`close`, which waits for nobody.
+
+        Raises:
+            NotConnected: no thread can be started any more, so nothing is delivered either.
+        """
+        role = self._role
+        if role is not None and role.life is self.connection._life:  # else a child process has its parent's
+            role.is_stopping = True
+            role.life.io.post(role.take_no_more)
 
     def _end(self, role: ConsumerRole, timeout: float) -> None:
         """Close the channel, then the connection if it is ours; on a thread of the handler's, after the handler."""
@@ -206,10 +216,9 @@ class Consumer(RecoveringFacade[ConsumerRole]):
 
     def _finish(self, role: ConsumerRole, done_by: float, ends: float) -> None:
         role.is_stopping = True
-        waiter = PendingCall()
         try:
-            role.life.io.post(lambda: role.cancel(waiter))
-            waiter.wait(done_by - time.monotonic())
+            role.life.io.post(role.take_no_more)
+            role.no_more.wait(done_by - time.monotonic())
             _drain(role, done_by - time.monotonic())
         finally:
             self._stop(role, max(0.0, ends - time.monotonic()))

@@ -90,6 +90,7 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         self.threads: set[int] = set()  # those that the handler runs on now
         self._counting = guard()  # handlers may return at the same moment
         self.is_stopping = False  # begin nothing any more; set from any thread
+        self.no_more = PendingCall()  # settled when nothing more is delivered; see take_no_more()
         self._handler = handler
         self._at_once = at_once
         self._retry_counts = retry_counts
@@ -204,21 +205,26 @@ class ConsumerRole(RecoveringRole[ConsumingChannel]):
         else:
             super().when_ready(waiter)
 
-    def cancel(self, waiter: PendingCall) -> None:
-        """Have no more delivered; then settle *waiter*."""
-        self.is_stopped = True
-        self._leave_the_record()
+    def take_no_more(self) -> None:
+        """Have no more delivered; then :attr:`no_more` is settled. Twice is fine."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            self._leave_the_record()
+            self._cancel()
+
+    def _cancel(self) -> None:
         if self.channel is None:
-            waiter.settle()
-        elif self.life.replay.must_wait(waiter):
-            self.life.io.call_later(STEP_PAUSE, lambda: self.cancel(waiter))
+            self.no_more.settle()
+        elif self.life.replay.must_wait(self.no_more):
+            self.life.io.call_later(STEP_PAUSE, self._cancel)
         else:
-            self.channel.cancel(waiter)
+            self.channel.cancel(self.no_more)
 
     def stop(self, waiter: PendingCall) -> None:
         """End for good."""
         self.life.blame.clear(self)
         self._leave_the_record()
+        self.no_more.settle()
         super().stop(waiter)
 
     def _leave_the_record(self) -> None:

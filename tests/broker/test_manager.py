@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -413,6 +414,31 @@ def test_close_lets_the_handler_finish_and_publish_and_the_publisher_flush(setti
         closing.join(15)
         assert {each.outcome for each in sent} == {Outcome.CONFIRMED}
     assert drained(settings, silence=0.5) == []
+
+
+def test_close_gives_the_handlers_of_all_consumers_most_of_its_time_and_begins_no_more(settings):
+    queues, closing = ["one", "two", "three"], threading.Event()
+    begun, late, done = queue.Queue(), [], []
+    with managing(settings) as (manager, _, _):
+
+        def slow(delivery):
+            if closing.is_set():
+                late.append(delivery.body)
+            begun.put(delivery.queue)
+            time.sleep(2.2)
+            delivery.ack()
+            done.append(delivery.queue)
+
+        for name in queues:
+            manager.consume(Queue(name), slow)
+            for body in ("first", "second"):
+                manager.publish("", name, body).result()
+        assert {begun.get(timeout=10) for _ in queues} == set(queues)
+        closing.set()
+        manager.close(timeout=4)
+        assert (sorted(done), late) == (sorted(queues), [])
+    left = [body for name in queues for _, body in drained(settings, name, silence=0.2)]
+    assert left == [b"second"] * 3
 
 
 def test_close_from_inside_a_handler_returns_and_ends_in_order(settings):

@@ -287,6 +287,17 @@ def test_a_handler_that_takes_more_or_of_which_python_knows_no_arguments_is_take
     assert Consumer(**{**CONSTRUCTORS[Consumer], "handler": handler}).is_closed
 
 
+def test_a_handler_is_judged_by_what_is_called_and_not_by_what_it_wraps():
+    async def work(session, delivery):
+        """Is given a session by its decorator, and run by it."""
+
+    @functools.wraps(work)
+    def handler(delivery):
+        """Takes one delivery."""
+
+    assert Consumer(**{**CONSTRUCTORS[Consumer], "handler": handler}).is_closed
+
+
 @pytest.mark.parametrize(
     ("call", "least", "name", "allowed"),
     [

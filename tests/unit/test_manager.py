@@ -140,6 +140,10 @@ class Part:
     def open(self, *, deadline):
         pass
 
+    def _take_no_more(self):
+        if self.name == self._failing:
+            raise NotConnected("no thread can be started")
+
     def close(self, *, timeout):
         self._ended.append(self.name)
         if self.name == self._failing:
@@ -265,6 +269,9 @@ class Openable:
 
     def open(self, deadline):
         self.is_closed = False
+
+    def _take_no_more(self):
+        pass
 
     def close(self, timeout):
         self.is_closed = True
