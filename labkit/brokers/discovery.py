@@ -177,14 +177,25 @@ def own(
         BrokerError: none could be had.
     """
     asked = os.environ.get(VARIABLE, "auto") if kind == "auto" else kind
-    place = homes.claim(Path(tempfile.mkdtemp(prefix="labkit-")))
-    guard = _guard(place)
+    made = Path(tempfile.mkdtemp(prefix="labkit-"))
+    try:
+        place = homes.claim(made)
+        guard = _guard(place)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
     def release() -> None:
         if guard.stdin is None or guard.stdin.closed:
             return  # done before
         try:
             discard(place)
+        except BaseException:  # an interrupt, say: the guard does it, and needs what is written there
+            guard.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                guard.wait(timeout=10)
+            raise
+        try:
             # Only now: were we killed inside discard, the guard would still do it.
             with contextlib.suppress(OSError):
                 guard.communicate(RELEASED, timeout=10)

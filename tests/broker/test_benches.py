@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import AF_INET
@@ -187,6 +188,38 @@ def test_a_private_broker_goes_with_its_owner_even_when_that_one_is_killed(backe
     assert eventually(lambda: not home.exists(), timeout=20.0)
     for port in filter(None, (record.amqp_port, record.epmd_port)):
         assert eventually(lambda port=port: ports.is_free(port)), port
+
+
+def test_a_private_broker_whose_end_is_interrupted_is_ended_by_its_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, pins = pins_of("root directory")
+
+    def interrupted(_: LocalBroker) -> None:
+        raise KeyboardInterrupt
+
+    own = brokers.own(kind, rootfs=pins.rootfs)
+    home = own.__enter__().home
+    assert home is not None
+    node = record_of(home).node
+    monkeypatch.setattr(LocalBroker, "throw_away", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        own.__exit__(None, None, None)
+    try:
+        assert eventually(lambda: not processes.of_node(node) and not home.exists(), timeout=20.0)
+    finally:
+        processes.end_node(node)
+
+
+def test_a_private_broker_that_gets_no_guard_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object, **__: object) -> None:
+        raise BlockingIOError("no process is left")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    with pytest.raises(BlockingIOError), brokers.own("local"):
+        raise AssertionError("not reached")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_up_outlives_the_process_that_called_it(tmp_path: Path) -> None:
