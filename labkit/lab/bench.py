@@ -120,10 +120,16 @@ class Lab:
         """
         if self._broker is None:
             whole = self._private() if self._own_broker else brokers.up()
-            whole.delete_vhost(self.virtual_host)
-            whole.vhost(self.virtual_host)
-            for left in whole.users(tag=self.virtual_host):  # by a run of this notebook that was killed
-                whole.delete_user(left)
+            try:
+                whole.delete_vhost(self.virtual_host)
+                whole.vhost(self.virtual_host)
+                for left in whole.users(tag=self.virtual_host):  # by a run of this notebook that was killed
+                    whole.delete_user(left)
+            except BaseException:  # close() would know of neither; and the next use begins again
+                self._exits.close()
+                if not self._own_broker:
+                    _try(lambda: whole.delete_vhost(self.virtual_host))
+                raise
             self._broker = whole.scoped(self.virtual_host)
         return self._broker
 

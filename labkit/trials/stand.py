@@ -273,8 +273,8 @@ class Stand:
 @contextlib.contextmanager
 def stand(broker: Broker, make: Callable[[BrokerSettings], Manager], virtual_host: str) -> Iterator[Stand]:
     """A stand whose virtual host is made now and deleted at the end, with whatever the manager has left open."""
-    place = Stand(broker, make, virtual_host)
     try:
+        place = Stand(broker, make, virtual_host)
         with place.proxy:
             yield place
     finally:

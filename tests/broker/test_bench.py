@@ -8,12 +8,13 @@ import pika
 import pika.exceptions
 import pytest
 
-from labkit import brokers
+from labkit import ConnectionManager, brokers
 from labkit.brokers import Broker
 from labkit.brokers.discovery import VARIABLE
 from labkit.errors import BrokerError
 from labkit.lab import Lab
 from labkit.settings.settings import BrokerSettings
+from labkit.trials.stand import stand
 from tests.broker.backends import error_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -176,6 +177,45 @@ def test_close_ends_the_private_broker_whatever_its_other_steps_raise(monkeypatc
         lab.close()
     assert node.home is not None
     assert not node.home.exists()
+
+
+def test_a_first_use_that_fails_half_way_leaves_no_virtual_host(
+    bench: Broker, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object, **__: object) -> list[str]:
+        raise BrokerError("no answer")
+
+    with monkeypatch.context() as silent:
+        silent.setattr(type(bench), "users", no_answer)
+        with pytest.raises(BrokerError, match="no answer"):
+            lab.settings()
+    assert "lab-bench" not in bench.vhosts()
+    assert lab.settings().virtual_host == "lab-bench"
+
+
+@pytest.mark.own_broker
+def test_a_first_use_that_fails_half_way_leaves_no_private_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Broker] = []
+
+    def no_answer(broker: Broker, _: str) -> bool:
+        begun.append(broker)
+        raise BrokerError("no answer")
+
+    with Lab("private", own_broker=True) as lab:
+        monkeypatch.setattr(Broker, "delete_vhost", no_answer)
+        with pytest.raises(BrokerError, match="no answer"):
+            lab.settings()
+        assert [each.home is not None and each.home.exists() for each in begun] == [False]
+
+
+def test_a_stand_that_fails_half_way_leaves_no_virtual_host(bench: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(*_: object, **__: object) -> None:
+        raise BrokerError("no answer")
+
+    monkeypatch.setattr(type(bench), "grant", no_answer)
+    with pytest.raises(BrokerError, match="no answer"), stand(bench, ConnectionManager, "lab-trials"):
+        raise AssertionError("not reached")
+    assert "lab-trials" not in bench.vhosts()
 
 
 def test_a_broker_that_cannot_be_had_is_said_at_first_use(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
