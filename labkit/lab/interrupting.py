@@ -88,7 +88,11 @@ class StopAfter:
     def __enter__(self) -> "StopAfter":
         self._block = Block(sys._getframe(1))
         self._before = signal.signal(signal.SIGINT, self._receive)
-        self._timer.start()
+        try:
+            self._timer.start()
+        except BaseException:  # entered twice, or there is no thread to be had
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -117,6 +117,14 @@ def test_error_of_the_body_survives_an_interrupt_on_its_way():
         assert caught.type is ZeroDivisionError
 
 
+def test_block_that_cannot_be_entered_leaves_the_stop_button_as_it_was():
+    stop = StopAfter(0.05)
+    with stop:
+        pass
+    with pytest.raises(RuntimeError), stop:
+        raise AssertionError("not reached")
+
+
 def test_second_thread_is_refused():
     errors = []
 
