@@ -102,13 +102,17 @@ class Watch:
         if self.is_running or what is None:
             return
         self.is_running = True
-        if isinstance(what, Watchable):
-            what._listen(self.heard)
-        elif not self._is_attached and self._raw is not None and self._raw.latest is not None:
-            self._is_attached = True
-            self._raw.latest.take_tls()
-            self._raw.latest.watch(self._ring)
-        self._thread.need()
+        try:
+            if isinstance(what, Watchable):
+                what._listen(self.heard)
+            elif not self._is_attached and self._raw is not None and self._raw.latest is not None:
+                self._is_attached = True
+                self._raw.latest.take_tls()
+                self._raw.latest.watch(self._ring)
+            self._thread.need()
+        except BaseException:
+            self.end_soon()
+            raise
 
     def end_soon(self) -> None:
         """Watch no more. For a finalizer, which may come amid anything: nothing is waited for, nor told here."""

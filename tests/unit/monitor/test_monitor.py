@@ -108,6 +108,21 @@ def test_it_may_be_started_and_stopped_twice_and_again():
         assert (monitor.is_open, connection.events.listeners) == (False, ())
 
 
+def test_a_monitor_that_gets_no_thread_watches_nothing_and_may_be_opened_later(monkeypatch):
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    connection = Connection(SETTINGS)
+    monitor = ConnectionMonitor(connection)
+    with monkeypatch.context() as without:
+        without.setattr("labkit.concurrency.threads.start_daemon", no_thread)
+        with pytest.raises(RuntimeError):
+            monitor.open()
+    assert (monitor.is_open, connection.events.listeners) == (False, ())
+    with monitor:
+        until(monitors)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_monitor_keeps_nothing_alive(kind):
     what = KINDS[kind]()
