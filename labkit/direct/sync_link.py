@@ -96,13 +96,17 @@ class OwnedConnection:
         self._raised, self._standing, self._is_halfway, self.reason = [], None, False, None
         self._soon.clear()
         self._opening = HalfOpenConnection()
-        connection = self._factory.blocking(self._opening)
-        facts = self.traffic.begin(LinkFacts(connection))
-        facts.take_tls()
-        facts.watch()
-        with contextlib.suppress(OSError):  # no descriptors are left: then callbacks wait for the next look
-            self._wake_up = WakeUp()
-        self._connection = connection
+        try:
+            connection = self._factory.blocking(self._opening)
+            facts = self.traffic.begin(LinkFacts(connection))
+            facts.take_tls()
+            facts.watch()
+            with contextlib.suppress(OSError):  # no descriptors are left: then callbacks wait for the next look
+                self._wake_up = WakeUp()
+            self._connection = connection
+        except BaseException:
+            self._opening.drop()
+            raise
         try:
             self.standing_channel(prefetch, left(ends))  # now, so that what is wrong with it shows now
         except BaseException as exc:

@@ -21,6 +21,7 @@ from labkit import (
     Timeline,
     Unroutable,
 )
+from labkit.connector.facts import LinkFacts
 
 pytestmark = pytest.mark.broker
 
@@ -68,6 +69,20 @@ def test_constructor_does_no_io(settings):
     connection = SyncConnection(settings.replace(host="no-such-host.invalid"))
     assert repr(connection) == "SyncConnection(closed)"
     assert connection.is_open is False
+
+
+def test_a_with_block_that_is_interrupted_as_it_begins_leaves_no_connection(settings, view, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    connection = SyncConnection(settings)
+    with monkeypatch.context() as striking:
+        striking.setattr(LinkFacts, "watch", interrupted)
+        with pytest.raises(KeyboardInterrupt), connection:
+            raise AssertionError("not reached")
+    until(lambda: view.connections(settings.virtual_host) == [])
+    with connection:
+        assert connection.is_open
 
 
 def test_open_opens_connection_and_channel(connection):
