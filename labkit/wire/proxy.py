@@ -55,8 +55,13 @@ class ActiveFault:
             return
         engine = self._engine = self._proxy._running()
         key = self._key = next(_keys)
-        engine.call(lambda: engine.arm(key, self._faults, self._directions, self._start, self._links.add))
-        engine.settle()
+        try:
+            engine.call(lambda: engine.arm(key, self._faults, self._directions, self._start, self._links.add))
+            engine.settle()
+        except BaseException:  # also when it took too long: it is put on all the same
+            with contextlib.suppress(LabkitError):
+                self.end()
+            raise
 
     def end(self) -> None:
         """Take them away again; what they held back passes. Harmless when the proxy is closed."""

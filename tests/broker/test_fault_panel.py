@@ -5,8 +5,10 @@ import pytest
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from pika.exceptions import AMQPConnectionError, StreamLostError
 
+from labkit.errors import DeadlineExceeded
 from labkit.lab import Lab
 from labkit.lab.boards.fault_panel import ALL_PASSES
+from labkit.wire.engine import Engine
 
 pytestmark = pytest.mark.broker
 
@@ -64,6 +66,18 @@ def test_a_stall_that_is_switched_on_holds_until_it_is_switched_off(lab):
         connect(proxy, stack_timeout=1.0)
     board.toggles["Stall"].value = False
     connect(proxy).close()
+
+
+def test_a_fault_that_took_too_long_to_begin_is_not_on(lab, monkeypatch):
+    def late(_):
+        raise DeadlineExceeded("the proxy's thread did not answer")
+
+    board = lab.board()
+    with monkeypatch.context() as busy:
+        busy.setattr(Engine, "settle", late)
+        board.toggles["Stall"].value = True
+    assert (board.panel.failed, board.panel.on) == (True, ())
+    connect(board.panel.proxy).close()
 
 
 def test_a_refusal_lets_open_connections_go_on(lab):
