@@ -32,14 +32,15 @@ def _nobody_listens(place: Stand) -> str:
         entering = Call(manager.__enter__)
         if entering.wait(SHUT):
             if entering.error is None:
+                Call(manager.__exit__, None, None, None).wait()
                 raise NotYet("the port is shut, and 'with' went in. What does it hold?")
             raise NotYet(
                 f"the port is shut for a moment, and 'with' raised {name_of(entering.error)} at once. "
                 f"connect_deadline leaves {PATIENCE:g} s: try again until then"
             )
     entered = place.enter(entering)
-    place.must_publish(entered, "orders", "1", "'with' went in", "It should be able to publish then")
-    place.leave(manager)
+    with place.inside(manager):
+        place.must_publish(entered, "orders", "1", "'with' went in", "It should be able to publish then")
     late = place.manager(connect_deadline=SHORT)
     with place.proxy.fault(Refuse()):
         entering = Call(late.__enter__)

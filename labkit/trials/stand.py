@@ -167,8 +167,14 @@ class Stand:
         """A manager inside its ``with`` block."""
         manager = self.manager(**changes)
         entered = self.enter(Call(manager.__enter__))
-        try:
+        with self.inside(manager):
             yield entered
+
+    @contextlib.contextmanager
+    def inside(self, manager: Manager) -> Iterator[None]:
+        """Leave *manager*, which was entered, at the end, however that comes."""
+        try:
+            yield
         except BaseException:
             Call(manager.__exit__, None, None, None).wait()
             raise

@@ -291,6 +291,32 @@ def test_a_manager_that_does_not_survive_hears_what_to_change(broker, answer, nu
     assert hint in str(report)
 
 
+@pytest.mark.broker
+def test_a_manager_that_fails_the_first_trial_is_left_all_the_same(broker):
+    made = []
+
+    class CannotPublish:
+        def __init__(self, settings):
+            self.inside = ConnectionManager(settings)
+            made.append(self.inside)
+
+        def __enter__(self):
+            self.inside.open()
+            return self
+
+        def __exit__(self, *_):
+            self.inside.close()
+
+        def publish(self, exchange, routing_key, body):
+            raise ValueError("not yet")
+
+        def consume(self, queue, handler):
+            raise ValueError("not yet")
+
+    assert "publish() raised ValueError" in str(run_trials(CannotPublish, numbers=(1,)))
+    assert [repr(each) for each in made] == ["ConnectionManager(closed)"]
+
+
 @pytest.mark.soak
 @pytest.mark.broker
 @pytest.mark.parametrize(
