@@ -136,18 +136,21 @@ class Dashboard:
         self.is_held = False
         self._timeline.followers.remove(self._hear)
         self._stopped.set()
-        thread = self._thread.thread
-        if thread is not None:
-            thread.join(STOPS_WITHIN)
-        self.broker_view.close()
-        self._looks = itertools.count()  # the last look is a thorough one
-        last = self.look()
-        self.is_over = True
-        for monitor, group in zip(self._monitors, self._groups, strict=True):
-            monitor.close()
-            group.hold(())
-        self._links.clear()
-        self._tell({**last, "over": True})
+        try:
+            thread = self._thread.thread
+            if thread is not None:
+                thread.join(STOPS_WITHIN)
+            self.broker_view.close()
+        finally:  # also after an interrupt, which ends the waiting only
+            self.broker_view.close(timeout=0.0)
+            self._looks = itertools.count()  # the last look is a thorough one
+            last = self.look()
+            self.is_over = True
+            for monitor, group in zip(self._monitors, self._groups, strict=True):
+                monitor.close()
+                group.hold(())
+            self._links.clear()
+            self._tell({**last, "over": True})
 
     # -- what it shows -----------------------------------------------------------------------------------------
 

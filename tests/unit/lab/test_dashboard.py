@@ -208,6 +208,24 @@ def test_nothing_is_left_of_it_and_of_another_one_when_their_labs_are_closed():
     assert all(lab.timeline.followers.listeners == () for lab in labs)
 
 
+def test_an_interrupt_while_it_closes_leaves_nothing_of_it(monkeypatch):
+    before = set(threading.enumerate())
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with Lab("one") as lab:
+        view = lab.dashboard()
+        until(lambda: view.dashboard._thread.thread is not None)
+        with monkeypatch.context() as striking:
+            striking.setattr(view.dashboard._thread.thread, "join", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                view.dashboard.close()
+        assert view.dashboard.is_over
+        assert view.held.disabled
+        until(lambda: set(threading.enumerate()) <= before, 10)
+
+
 def test_while_it_is_held_nothing_is_told_and_then_everything(dashboard, timeline):
     view = DashboardView(dashboard, lambda: None)
     told = []
