@@ -44,7 +44,7 @@ class TicketDesk:
         self._factory = ConnectionFactory(settings)
         self._acknowledge = acknowledge
         self._thread: threading.Thread | None = None
-        self._is_closing = False
+        self._closing = threading.Event()  # of the office that is there now
         self._is_connected = False
         self._error: BaseException | None = None
         self._sold = 0
@@ -63,14 +63,20 @@ class TicketDesk:
             channel = connection.channel()
             channel.queue_delete(QUEUE)
             channel.queue_declare(QUEUE, durable=True)
-        self._thread = threading.Thread(target=self._work, name="ticket-desk", daemon=True)
-        self._thread.start()
-        self._until(lambda: self._is_connected or self._error is not None, CLOSE_WITHIN)
+        closing = self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(closing,), name="ticket-desk", daemon=True)
+        try:
+            self._thread.start()
+            self._until(lambda: self._is_connected or self._error is not None, CLOSE_WITHIN)
+        except BaseException:
+            closing.set()
+            self._thread = None
+            raise
         return self
 
     def close(self) -> None:
         """Send the office home; twice is fine."""
-        self._is_closing = True
+        self._closing.set()
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(CLOSE_WITHIN)
@@ -103,13 +109,13 @@ class TicketDesk:
         error = "none" if self._error is None else type(self._error).__name__
         return f"sold: {self._sold} | handled: {self._handled} | connected: {self._is_connected} | error: {error}"
 
-    def _work(self) -> None:
+    def _work(self, closing: threading.Event) -> None:
         try:
             with self._factory.blocking() as connection:
                 channel = connection.channel()
                 channel.basic_qos(prefetch_count=1)
                 channel.basic_consume(QUEUE, self._handle)
-                while not self._is_closing:
+                while not closing.is_set():
                     self._is_connected = bool(connection.is_open)
                     connection.process_data_events(TURN)
         except Exception as error:  # noqa: BLE001 - what ends the office is what its page reports

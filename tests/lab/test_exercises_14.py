@@ -1,6 +1,7 @@
 """The checks of notebook 14 tell a fault, and causes, from what is plausible; the recordings are of real outages."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from labkit.lab.ticket_desk import TicketDesk
 from labkit.settings.settings import BrokerSettings
 from labkit.wire import Proxy
 from tests.broker import outages
+from tests.view import until
 
 LESSON = Path(__file__).parents[2] / "notebooks" / "14-diagnose-the-outage.ipynb"
 RIGHT = {name: right for name, (right, _, _) in FINDING.items()}
@@ -63,6 +65,25 @@ def test_what_is_no_finding_is_told_so(answer: object) -> None:
 def proxy(settings: BrokerSettings) -> Iterator[Proxy]:
     with Proxy(settings) as proxy:
         yield proxy
+
+
+@pytest.mark.broker
+def test_an_interrupt_as_the_desk_opens_leaves_no_office(
+    broker: Broker, settings: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    desk = TicketDesk(settings)
+    with monkeypatch.context() as striking:
+        striking.setattr(TicketDesk, "_until", interrupted)
+        with pytest.raises(KeyboardInterrupt), desk:
+            raise AssertionError("not reached")
+    until(lambda: "ticket-desk" not in {each.name for each in threading.enumerate()})
+    assert broker.count_connections(settings.virtual_host) == 0
+    with desk:
+        desk.sell(1)
+        assert "connected: True" in desk.report()
 
 
 @pytest.mark.broker
