@@ -145,15 +145,15 @@ class LocalBroker(RecordedBroker):
             processes.end_node(record.node, KILL_TIMEOUT)
             self._write_files(record)
             self._old_lines = len(self._log_lines())
-            record = self._spawn(record)
             try:
+                record = self._spawn(record)
                 self._wait_until_ready(timeout, ended=lambda: None if _lives(record) else "its process is gone")
             except BaseException:
                 # Also an interrupt: nobody would know of a node that is half up.
                 self._end(record, "SIGKILL", KILL_TIMEOUT)
-                self._state.write(record.replace(wanted="stopped", pid=0, identity=""))
                 with contextlib.suppress(BrokerError):
-                    processes.end_node(record.node)
+                    processes.end_node(record.node)  # it may be there, and not be recorded yet
+                self._state.write(record.replace(wanted="stopped", pid=0, identity=""))
                 raise
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:

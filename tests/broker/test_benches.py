@@ -253,6 +253,30 @@ def test_a_broker_that_ends_while_starting_shows_its_last_words(
     assert {each.name for each in tmp_path.iterdir()} == LEFT
 
 
+def test_an_interrupt_as_its_process_begins_leaves_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, pins = pins_of("root directory")
+    write = StateFile.write
+
+    def interrupted(state: StateFile, record: Record) -> Record:
+        if record.wanted == "running":
+            raise KeyboardInterrupt
+        return write(state, record)
+
+    broker = brokers.up(kind, tmp_path, rootfs=pins.rootfs)
+    node = record_of(tmp_path).node
+    try:
+        broker.stop()
+        with monkeypatch.context() as striking:
+            striking.setattr(StateFile, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                broker.start()
+        assert processes.of_node(node) == []
+        broker.start()
+        connect(broker.settings()).close()
+    finally:
+        brokers.down(tmp_path)
+
+
 def test_a_broker_that_is_too_slow_is_ended_and_the_wait_is_named(tmp_path: Path) -> None:
     kind, pins = pins_of("root directory")
     with pytest.raises(BrokerError, match=r"not ready after 0\.2 s at 127\.0\.0\.1:\d+ \(.*\); its log says: "):
