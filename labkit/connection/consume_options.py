@@ -10,10 +10,12 @@ from labkit.content.sendable import written_arguments
 from labkit.content.stream_position import OFFSET, Offset
 from labkit.errors import ConfigurationError
 from labkit.topology import checked_arguments
+from labkit.validation import show
 from labkit.values import checked_callable, checked_flag, checked_name
 
 FRAME_LEAST = 4096  # bytes that any frame may have (AMQP 0-9-1, section 1.2: frame-min-size)
 HANDLER = "a function of one delivery"
+OFFSETS = "'first', 'last', 'next', an interval such as '1h', the number of a message, a datetime"
 
 
 def checked_handler(value: Any) -> None:
@@ -58,6 +60,9 @@ class ConsumeOptions:
         arguments = checked_arguments("arguments", {} if self.arguments is None else self.arguments)
         written_arguments(arguments, FRAME_LEAST)
         object.__setattr__(self, "arguments", arguments)
+        if self.is_stream and (type(offset := arguments[OFFSET]) is bool or not isinstance(offset, Offset)):
+            problem = f"arguments[{OFFSET!r}]: {show(offset)} is not allowed; allowed: {OFFSETS}"
+            raise ConfigurationError(problem, field="arguments", allowed=OFFSETS)  # RabbitMQ's answer would be a 541
         if self.tag is not None:
             checked_name("tag", self.tag)
         if self.auto_ack and self.is_stream:

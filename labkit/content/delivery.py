@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from labkit.content.failed_deliveries import RetryCounts
+from labkit.content.failed_deliveries import RetryCounts, id_of
 from labkit.errors import LabkitError, LeaseError, WrongThread
 from labkit.topology import Message
 from labkit.values import checked_flag, checked_number
@@ -205,7 +205,7 @@ def handle(
         try:
             handler(delivery)
         except BaseException:  # SystemExit too: it ends no thread of ours, and a message kept here holds up the others
-            LOGGER.exception("the handler for %r failed", delivery.queue)
+            LOGGER.exception("the handler for %r failed%s", delivery.queue, id_of(delivery))
         else:
             retry_counts.succeeded(delivery)
             return True

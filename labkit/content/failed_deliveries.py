@@ -71,6 +71,11 @@ class Tried(Protocol):
     def redelivered(self) -> bool: ...  # noqa: D102
 
 
+def id_of(delivery: Tried) -> str:
+    """Return the message's id in brackets, for the log; "": it has none."""
+    return f" (message_id {delivery.message.message_id!r})" if delivery.message.message_id else ""
+
+
 class Handled(NamedTuple):
     """A :class:`Tried` for those who have no Delivery."""
 
@@ -119,7 +124,9 @@ class RetryCounts:
         """
         may_come_again = self._take_retry(delivery, is_first=not (is_again or delivery.redelivered))
         if not may_come_again:
-            LOGGER.warning("rejected a message of %r: its handler failed, and no retry is left", delivery.queue)
+            LOGGER.warning(
+                "rejected a message of %r%s: its handler failed, and no retry is left", delivery.queue, id_of(delivery)
+            )
         return may_come_again
 
     def succeeded(self, delivery: Tried) -> None:

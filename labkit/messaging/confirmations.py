@@ -14,7 +14,7 @@ from labkit.connection.confirm_ledger import Facts
 from labkit.connection.io_thread import SHARED
 from labkit.errors import DeadlineExceeded, describe
 from labkit.messaging.tally import PublishTally
-from labkit.values import FRAME_MAX, checked_callable
+from labkit.values import FRAME_MAX, checked_callable, checked_number
 
 LOGGER = logging.getLogger(__name__)
 
@@ -112,7 +112,11 @@ class Confirmation:
 
         Raises:
             WrongThread: the calling thread is the I/O thread, which would have to settle it.
+            ConfigurationError: an invalid *timeout*.
         """
+        return self._wait(checked_number("timeout", timeout))
+
+    def _wait(self, timeout: float) -> bool:
         if self._outcome is None:
             SHARED.may_wait()
             if self._flag.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX)):
@@ -131,12 +135,13 @@ class Confirmation:
             OutcomeUnknown: it was sent, and the deadline, or the connection, ended before there was an answer: it may
                 or may not have arrived.
             ConfigurationError: it cannot be sent: one of several (``publish_many``), or on a later link with smaller
-                frames.
+                frames; or an invalid *timeout*.
             NotConnected: the connection ended before it was sent: it is not there.
             DeadlineExceeded: it was not sent by its deadline; or *timeout* seconds went by, and :attr:`done` is False.
         """
-        seconds = self.ends - time.monotonic() + GRACE if timeout is None else timeout
-        if not self.wait(seconds):
+        left = self.ends - time.monotonic() + GRACE
+        seconds = left if timeout is None else float(checked_number("timeout", timeout))
+        if not self._wait(seconds):
             raise DeadlineExceeded(f"no answer of the broker within {max(0.0, seconds):.1f} s", deadline=timeout)
         if self._error is not None:
             raise self._error.with_traceback(None)

@@ -218,7 +218,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         ends = time.monotonic() + timeout
         inside = role.window.inside()
         for pending in inside:
-            if not pending.confirmation.wait(ends - time.monotonic()):
+            if not pending.confirmation._wait(ends - time.monotonic()):
                 left = sum(1 for each in inside if not each.confirmation.done)
                 text = f"{left} of {len(inside)} messages are not settled after {timeout:g} s"
                 raise DeadlineExceeded(text, deadline=timeout)
@@ -252,7 +252,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         role.window.refuse(self._closed)
         try:
             for pending in role.window.inside():
-                if not pending.confirmation.wait(done_by - time.monotonic()):
+                if not pending.confirmation._wait(done_by - time.monotonic()):
                     break
         finally:
             self._stop(role, max(0.0, ends - time.monotonic()))

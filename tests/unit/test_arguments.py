@@ -339,3 +339,10 @@ def test_a_url_where_settings_are_meant_says_how_to_read_it_and_is_not_shown(mak
 def test_a_prefetch_without_limit_is_refused(make):
     with pytest.raises(ConfigurationError, match="pile up"):
         make(prefetch=0)
+
+
+@pytest.mark.parametrize("offset", [True, None, [1]], ids=repr)
+def test_a_place_in_a_stream_that_the_broker_would_end_the_connection_for_is_refused(offset):
+    with pytest.raises(ConfigurationError, match=r"x-stream-offset'\]: .* allowed: 'first', 'last', 'next'") as caught:
+        Consumer(SETTINGS, "a stream", print, arguments={"x-stream-offset": offset})
+    assert caught.value.field == "arguments"

@@ -105,7 +105,7 @@ def test_memory_is_bounded_and_what_failed_longest_ago_counts_from_zero_again():
 
 def test_a_rejection_is_logged(caplog):
     RetryCounts("reject").failed(known("1", queue="orders"))
-    assert "rejected a message of 'orders'" in caplog.text
+    assert "rejected a message of 'orders' (message_id '1')" in caplog.text
 
 
 @pytest.mark.parametrize("n", [-1, 1.0, "1", True, None, 10**10])

@@ -40,6 +40,13 @@ def test_result_of_a_pending_message_ends_with_its_time():
     assert not one.done
 
 
+@pytest.mark.parametrize("seconds", ["5", -1, float("nan"), True])
+@pytest.mark.parametrize("wait", [Confirmation.result, Confirmation.wait])
+def test_a_time_to_wait_that_is_none_is_refused(wait, seconds):
+    with pytest.raises(ConfigurationError, match=r"timeout: .* allowed: "):
+        wait(pending(1).confirmation, seconds)
+
+
 def test_every_thread_that_waits_is_woken():
     one = pending(1).confirmation
     woken = []
