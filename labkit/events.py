@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from labkit.concurrency.bell import Bell
 from labkit.errors import ConfigurationError, DeadlineExceeded
+from labkit.printable import a_type
 from labkit.values import checked_callable, checked_count, checked_number, refused
 
 LOGGER = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ class Dispatcher:
     def __init__(self, listeners: Iterable[Listener] = ()) -> None:
         if isinstance(listeners, str | bytes | Mapping) or not isinstance(listeners, Iterable):
             raise ConfigurationError(
-                f"listeners: a {type(listeners).__name__} is not allowed; allowed: functions of one event, in a list",
+                f"listeners: {a_type(listeners)} is not allowed; allowed: functions of one event, in a list",
                 field="listeners",
                 allowed="functions of one event, in a list",
             )

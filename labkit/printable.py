@@ -1,4 +1,6 @@
-"""Text from elsewhere, safe to print: a broker, a client or a learner's code may put anything into it. No I/O."""
+"""Text that is safe to print, whoever it came from: a broker, a client, a learner's code; and words for it. No I/O."""
+
+VOWELS = (*"aeioAEIO", "Un", "RPC")  # as they are spoken
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -15,3 +17,9 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(
         each if each.isprintable() or each in keep else each.encode("unicode_escape").decode("ascii") for each in text
     )
+
+
+def a_type(value: object) -> str:
+    """Return the name of *value*'s type with its article: "an int", "a list"."""
+    name = type(value).__name__
+    return f"{'an' if name.startswith(VOWELS) else 'a'} {name}"

@@ -9,6 +9,7 @@ import pika
 from labkit.content.field_table import are_entries
 from labkit.content.properties import PIKA_ENCODES_FLOATS, Properties
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 from labkit.validation import unknown_name
 from labkit.values import (
     CARRIED,
@@ -304,7 +305,7 @@ def _named_values(properties: object) -> dict[str, Any]:
     if not isinstance(properties, pika.BasicProperties):
         raise _refused(
             "properties",
-            f"a {type(properties).__name__} is not allowed",
+            f"{a_type(properties)} is not allowed",
             "pika.BasicProperties, a mapping of names, None",
         )
     for name in ("user_id", "cluster_id"):
@@ -352,7 +353,7 @@ def _as_bytes(body: object) -> bytes:
     except ValueError as exc:  # also a memoryview that was released
         problem = str(exc)
     else:
-        problem = f"a {type(body).__name__} is not allowed"
+        problem = f"{a_type(body)} is not allowed"
     raise _refused("body", problem, "text or bytes; json.dumps(...) makes text of data")
 
 
@@ -380,7 +381,7 @@ def _short(name: str, value: object) -> object:
         return value
     allowed = f"text of up to {SHORT_STRING_MAX} bytes, or None"
     if not isinstance(value, str):
-        raise _refused(name, f"a {type(value).__name__} is not text", allowed)
+        raise _refused(name, f"{a_type(value)} is not text", allowed)
     try:
         size = len(encoded(value))
         problem = f"it has {size} bytes" if size > SHORT_STRING_MAX else ""

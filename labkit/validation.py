@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from labkit.content.properties import PIKA_ENCODES_FLOATS
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 from labkit.values import (
     INT32,
     FrozenMapping,
@@ -118,7 +119,7 @@ class Settings(BaseSettings):
         if isinstance(obj, cls):
             return obj
         if not isinstance(obj, Mapping):
-            raise ConfigurationError(f"{cls.__name__}: a {type(obj).__name__} is not a mapping; allowed: a mapping")
+            raise ConfigurationError(f"{cls.__name__}: {a_type(obj)} is not a mapping; allowed: a mapping")
         return cls(**{str(name): value for name, value in obj.items()})
 
     @classmethod
@@ -251,7 +252,7 @@ def not_longer_than_a_wait(seconds: float) -> float:
 def not_bytes(value: Any) -> Any:
     """Refuse bytes where text is meant: pydantic would decode them."""
     if isinstance(value, bytes | bytearray | memoryview):
-        raise ValueError(f"a {type(value).__name__} is not text")  # noqa: TRY004 - as above
+        raise ValueError(f"{a_type(value)} is not text")  # noqa: TRY004 - as above
     return value
 
 

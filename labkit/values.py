@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 
 SHORT_STRING_MAX = 255  # bytes; AMQP 0-9-1, section 4.2.5.3 (Strings)
 INT32, INT64 = 2**31, 2**63
@@ -142,7 +143,7 @@ def table(value: object, *, floats: bool = True) -> FrozenMapping:
         TableError: it cannot.
     """
     if not isinstance(value, Mapping):
-        raise TableError("", f"is a {type(value).__name__}, not a mapping")
+        raise TableError("", f"is {a_type(value)}, not a mapping")
     return _Table(floats=floats).mapping(value, "", 0)
 
 
@@ -159,7 +160,7 @@ class _Table:
         items: dict[str, Any] = {}
         for name, each in dict(value).items():  # a copy, made at once: another thread may be changing it
             if not isinstance(name, str):
-                raise TableError(path, f"has a name that is not text but a {type(name).__name__}")
+                raise TableError(path, f"has a name that is not text but {a_type(name)}")
             inside = f"{path}[{_shortened(repr(name))}]"
             size = _bytes_of(name, inside, "has a name that")
             if not 1 <= size <= SHORT_STRING_MAX:
@@ -207,7 +208,7 @@ class _Table:
             if seconds_since_1970(value) is None:
                 raise TableError(path, "is not a date from 1970 on")
             return 8
-        raise TableError(path, f"is a {type(value).__name__}")
+        raise TableError(path, f"is {a_type(value)}")
 
     def _take(self, size: int, path: str) -> None:
         self._room -= size
@@ -348,7 +349,7 @@ def checked_callable(name: str, value: Any, what: str = "a function", *, awaited
     Raises:
         ConfigurationError: it cannot.
     """
-    problem = "" if callable(value) else f"a {type(value).__name__} cannot be called"
+    problem = "" if callable(value) else f"{a_type(value)} cannot be called"
     if not problem and not awaited and _is_coroutine_function(value):
         problem = "a coroutine function is not allowed: nobody would await it"
     if problem:
@@ -366,7 +367,7 @@ def check_type(name: str, value: object, wanted: type) -> None:
     """Raise ConfigurationError unless *value*, an argument of a call, is a *wanted*."""
     if not isinstance(value, wanted):
         raise ConfigurationError(
-            f"{name}: a {type(value).__name__} is not allowed; allowed: {wanted.__name__}",
+            f"{name}: {a_type(value)} is not allowed; allowed: {wanted.__name__}",
             field=_field(name),
             allowed=wanted.__name__,
         )
@@ -393,7 +394,7 @@ def checked_key(name: str, value: Any) -> str:
 
 
 def _checked_text(name: str, value: Any, allowed: str) -> str:
-    problem = "" if isinstance(value, str) else f"a {type(value).__name__} is not text"
+    problem = "" if isinstance(value, str) else f"{a_type(value)} is not text"
     try:
         short_string(value)
     except ValueError as exc:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pika.exceptions as px
 from pika.adapters.utils import connection_workflow as workflow
 
-from labkit.printable import printable
+from labkit.printable import a_type, printable
 
 
 class Kind(enum.Enum):
@@ -259,7 +259,7 @@ def _leaves(error: BaseException, depth: int = 0) -> Iterator[BaseException]:
 
 def _check(error: object) -> None:
     if not isinstance(error, BaseException):
-        shown = f"the class {error.__name__}" if isinstance(error, type) else f"a {type(error).__name__}"
+        shown = f"the class {error.__name__}" if isinstance(error, type) else a_type(error)
         raise TypeError(f"error: {shown} is not an exception; allowed: an exception that was raised, or could be")
 
 

@@ -25,6 +25,7 @@ from labkit.connection.topology_replay import STEP_PAUSE, entity_name, look
 from labkit.content.delivery import Delivery
 from labkit.content.sendable import frame_max_of, written_arguments
 from labkit.errors import ChannelLost, ConfigurationError, DeadlineExceeded, LabkitError
+from labkit.printable import a_type
 from labkit.topology import Binding, Exchange, Message, Queue
 from labkit.values import check_type, checked_flag, checked_name, checked_number, checked_prefetch
 
@@ -506,7 +507,7 @@ def check_entity(verb: str, what: object) -> None:
     """Raise ConfigurationError if *what* is nothing that can be declared."""
     if not isinstance(what, Queue | Exchange | Binding):
         raise ConfigurationError(
-            f"{verb}: a {type(what).__name__} is not allowed; allowed: a Queue, an Exchange or a Binding", field="what"
+            f"{verb}: {a_type(what)} is not allowed; allowed: a Queue, an Exchange or a Binding", field="what"
         )
     if isinstance(what, Binding) and not what.destination:
         raise ConfigurationError(

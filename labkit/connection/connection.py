@@ -27,6 +27,7 @@ from labkit.connection.topology_record import Topology, TopologyRecord, checked_
 from labkit.connector.tls_session import TlsSession
 from labkit.errors import ConfigurationError, DeadlineExceeded, LabkitError, NotConnected, describe
 from labkit.events import Dispatcher, Listener
+from labkit.printable import a_type
 from labkit.retry import Backoff
 from labkit.settings.settings import BrokerSettings, checked_settings
 from labkit.values import check_type, checked_flag, checked_key, checked_number
@@ -408,7 +409,7 @@ class Connection:
 def _checked_secret(secret: object) -> str:
     if isinstance(secret, str) and secret:
         return secret
-    what = "empty text" if secret == "" else f"a {type(secret).__name__}"
+    what = "empty text" if secret == "" else a_type(secret)
     allowed = "text that is not empty"
     raise ConfigurationError(f"secret: {what} is not allowed; allowed: {allowed}", field="secret", allowed=allowed)
 

@@ -13,6 +13,7 @@ from labkit.concurrency.guard import guard
 from labkit.connector.private_pika import tls_object, wire_of
 from labkit.connector.tls_session import TlsSession, tls_session
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 
 # Pika's numbers for the state of a connection, 0 to 6 (pika.connection.Connection.CONNECTION_*).
 PROTOCOL_STATES = ("CLOSED", "INIT", "PROTOCOL", "START", "TUNE", "OPEN", "CLOSING")
@@ -32,7 +33,7 @@ class LinkFacts:
         wire = wire_of(connection)
         if wire is None:
             allowed = "a connection of Pika's"
-            raise ConfigurationError(f"what: a {type(connection).__name__} is not {allowed}", field="what")
+            raise ConfigurationError(f"what: {a_type(connection)} is not {allowed}", field="what")
         self._wire: Callable[[], Any] = weakref.ref(wire)
         self._lock = guard()  # between comparing and storing: a slower thread's number may be older
         self._sent = 0

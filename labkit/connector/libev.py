@@ -22,6 +22,7 @@ from labkit.concurrency.guard import Guard
 from labkit.connector.private_pika import DecodingConnection
 from labkit.errors import ConfigurationError, MissingExtra
 from labkit.extras import extra
+from labkit.printable import a_type
 
 # What libev calls them (ev.h: EV_READ, EV_WRITE); an error shows as both.
 READ, WRITE = 1, 2
@@ -121,7 +122,7 @@ class LibevLoop(AbstractSelectorIOLoop):  # type: ignore[misc]
             TypeError: *callback* cannot be called.
         """
         if not callable(callback):
-            raise TypeError(f"a {type(callback).__name__} cannot be called; allowed: a function")
+            raise TypeError(f"{a_type(callback)} cannot be called; allowed: a function")
         self._callbacks.append(callback)
         self._wake_up()
 

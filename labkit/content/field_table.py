@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 from labkit.values import DEPTH_MAX, INT32, seconds_since_1970, whole_and_decimals
 
 # What reading raises for bytes that mean nothing to it: at the end of the data, out of range, an unknown type.
@@ -206,4 +207,4 @@ def _write(value: Any) -> bytes:
         return _OF_LENGTH.pack(b"A", len(items)) + items
     if isinstance(value, Mapping):
         return b"F" + write_table(value)
-    raise ConfigurationError(f"headers: a {type(value).__name__} cannot be sent", field="headers")
+    raise ConfigurationError(f"headers: {a_type(value)} cannot be sent", field="headers")

@@ -21,7 +21,7 @@ from labkit.lab.boards.state_timeline import StateTimeline
 from labkit.lab.checks import Exercises
 from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
-from labkit.printable import printable
+from labkit.printable import a_type, printable
 from labkit.settings.settings import BrokerSettings
 from labkit.values import check_type
 from labkit.wire import Proxy, TlsTerminator
@@ -322,7 +322,7 @@ class Lab:
 
         if pool is None or not callable(getattr(pool, "get_stats", None)):
             raise ConfigurationError(
-                f"pool: a {type(pool).__name__} has no get_stats(); allowed: board('pool', pool)", field="pool"
+                f"pool: {a_type(pool)} has no get_stats(); allowed: board('pool', pool)", field="pool"
             )
         if pool not in self._gauges:
             self._gauges[pool] = PoolGaugeView(PoolGauge(pool))

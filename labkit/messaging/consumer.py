@@ -20,6 +20,7 @@ from labkit.errors import ConfigurationError
 from labkit.messaging.base import CLOSE_SHARE, CLOSE_TIMEOUT, RecoveringFacade
 from labkit.messaging.consumer_io import ConsumerRole, Handler
 from labkit.messaging.tally import ConsumeTally
+from labkit.printable import a_type
 from labkit.settings.settings import BrokerSettings
 from labkit.topology import Binding, Queue
 from labkit.values import checked_count, checked_name, checked_number, checked_prefetch
@@ -239,14 +240,14 @@ def _checked_bindings(queue: str | Queue, bindings: object, frame_max: int) -> t
     allowed = "Bindings without a destination, or with this queue as theirs"
     if isinstance(bindings, str) or not isinstance(bindings, Iterable):
         raise ConfigurationError(
-            f"bindings: a {type(bindings).__name__} is not allowed; allowed: {allowed}",
+            f"bindings: {a_type(bindings)} is not allowed; allowed: {allowed}",
             field="bindings",
             allowed=allowed,
         )
     checked = []
     for each in bindings:
         if not isinstance(each, Binding):
-            problem = f"a {type(each).__name__}"
+            problem = a_type(each)
         elif each.kind != "queue" or each.destination not in ("", name):
             problem = f"a binding to {each.kind} {each.destination!r}"
         else:

@@ -23,6 +23,7 @@ from labkit.messaging.base import CLOSE_TIMEOUT, RecoveringFacade
 from labkit.messaging.confirmations import STAMP, Confirmation, Outcome, Pending
 from labkit.messaging.publisher_io import PublisherRole
 from labkit.messaging.tally import PublishTally
+from labkit.printable import a_type
 from labkit.settings.settings import BrokerSettings
 from labkit.topology import Message
 from labkit.values import checked_count, checked_flag, checked_number
@@ -185,7 +186,7 @@ class Publisher(RecoveringFacade[PublisherRole]):
         seconds = float(checked_number("deadline", deadline))
         if isinstance(messages, str | bytes | bytearray | memoryview | Message) or not isinstance(messages, Iterable):
             raise ConfigurationError(
-                f"messages: a {type(messages).__name__} is not allowed; allowed: several messages or bodies, in a list",
+                f"messages: {a_type(messages)} is not allowed; allowed: several messages or bodies, in a list",
                 field="messages",
                 allowed="several messages or bodies, in a list",
             )

@@ -17,6 +17,7 @@ from labkit.monitor.alerts import Alert
 from labkit.monitor.health import Health
 from labkit.monitor.status import MonitorStatus
 from labkit.monitor.watch import Watch
+from labkit.printable import a_type
 from labkit.values import checked_number, refused
 from labkit.watched import Watchable
 
@@ -57,7 +58,7 @@ class ConnectionMonitor:
 
     def __init__(self, what: Any, *, interval: float = 5.0, listeners: Iterable[Listener] = ()) -> None:
         if not isinstance(what, Watchable) and wire_of(what) is None:
-            text = f"what: a {type(what).__name__} is not allowed; allowed: {WATCHED}"
+            text = f"what: {a_type(what)} is not allowed; allowed: {WATCHED}"
             raise ConfigurationError(text, field="what", allowed=WATCHED)
         self.interval = float(checked_number("interval", interval))
         if not 0 < self.interval <= threading.TIMEOUT_MAX:

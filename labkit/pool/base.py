@@ -20,6 +20,7 @@ from labkit.pool.lease import Borrowed, Lease, call_site
 from labkit.pool.line import WaitingLine, closed_error
 from labkit.pool.options import PoolOptions, check_sizes
 from labkit.pool.stats import PoolStats
+from labkit.printable import a_type
 from labkit.retry import Backoff, Clock, Pauses, SystemClock
 from labkit.values import checked_flag, checked_number
 
@@ -170,7 +171,7 @@ class Pool(Generic[T]):
             LeaseError: it was given back already, or is no lease of this pool.
         """
         if not isinstance(lease, Lease):
-            raise LeaseError(f"a {type(lease).__name__} is no lease; give back what checkout() returned")
+            raise LeaseError(f"{a_type(lease)} is no lease; give back what checkout() returned")
         if lease._pool is not self:
             raise LeaseError("this lease belongs to another pool")
         lease.checkin()

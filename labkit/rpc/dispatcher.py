@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 from labkit.rpc.envelope import Request
 from labkit.rpc.failures import NoSuchMethod, UnsupportedVersion
 from labkit.rpc.serializer import Serializer
@@ -30,7 +31,7 @@ class Dispatcher:
         for each in self.endpoints:
             if not isinstance(_target(each), Target):
                 raise ConfigurationError(
-                    f"endpoints: the target of a {type(each).__name__} is no Target; allowed: a Target, or none",
+                    f"endpoints: the target of {a_type(each)} is no Target; allowed: a Target, or none",
                     field="endpoints",
                     allowed="a Target",
                 )
@@ -80,7 +81,7 @@ def checked_objects(name: str, value: object) -> tuple[Any, ...]:
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         return tuple(value)
     raise ConfigurationError(
-        f"{name}: a {type(value).__name__} is not allowed; allowed: objects, in a list",
+        f"{name}: {a_type(value)} is not allowed; allowed: objects, in a list",
         field=name,
         allowed="objects, in a list",
     )

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from labkit.concurrency.guard import guard
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 from labkit.rpc.failures import BadMessage, pack_failure
 from labkit.rpc.serializer import to_json
 from labkit.rpc.target import is_compatible, version_numbers
@@ -79,7 +80,7 @@ def context_entries(context: Any) -> dict[str, Any]:
     if not isinstance(entries, Mapping):
         allowed = "a mapping, or an object with to_dict()"
         raise ConfigurationError(
-            f"ctxt: a {type(context).__name__} is not allowed; allowed: {allowed}", field="ctxt", allowed=allowed
+            f"ctxt: {a_type(context)} is not allowed; allowed: {allowed}", field="ctxt", allowed=allowed
         )
     return {f"{CONTEXT}{name}": value for name, value in entries.items()}
 
@@ -238,7 +239,7 @@ def read_payload(message: Message) -> dict[str, Any]:
             raise BadMessage(f"an envelope of version {version}; this side knows {VERSION}")
         payload = _parsed(payload[MESSAGE_KEY])
     if not isinstance(payload, dict):
-        raise BadMessage(f"a {type(payload).__name__} in place of an object")
+        raise BadMessage(f"{a_type(payload)} in place of an object")
     return payload
 
 
@@ -260,7 +261,7 @@ def _decompressed(message: Message) -> str:
 
 def _parsed(text: Any) -> Any:
     if not isinstance(text, str):
-        raise BadMessage(f"a {type(text).__name__} in place of JSON text")
+        raise BadMessage(f"{a_type(text)} in place of JSON text")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as exc:

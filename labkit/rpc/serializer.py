@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 
 CARRIED = "text, numbers, booleans, None, dates, ids, and lists, sets and mappings of these"
 
@@ -61,4 +62,4 @@ def _plain(value: Any) -> Any:
         return value.decode()
     if callable(getattr(value, "to_dict", None)):
         return value.to_dict()
-    raise TypeError(f"a {type(value).__name__} has no JSON")
+    raise TypeError(f"{a_type(value)} has no JSON")

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from labkit.errors import ConfigurationError, LabkitError, NotConnected
+from labkit.printable import a_type
 from labkit.rpc.dispatcher import Dispatcher, checked_objects
 from labkit.rpc.driver import Listener
 from labkit.rpc.incoming import Incoming
@@ -79,7 +80,7 @@ class MessageServer:
         if self._state == "serving":
             return self
         if self._state != "new":
-            raise ConfigurationError(f"a {type(self).__name__} starts once; this one has stopped", field="start")
+            raise ConfigurationError(f"{a_type(self)} starts once; this one has stopped", field="start")
         self._state = "serving"  # what comes before this returns is handled
         try:
             self._listener = self._listen(deadline)

@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from labkit.content.field_table import write_table
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 from labkit.settings.tcp_options import check_tcp_options
 from labkit.settings.tls import TlsSettings
 from labkit.settings.urls import UrlParts, format_url, join_address, parse_url, split_address
@@ -160,7 +161,7 @@ class BrokerSettings(Settings):
         if isinstance(value, str):
             value = value.split(",")
         if not isinstance(value, list | tuple):
-            raise ValueError(f"a {type(value).__name__} is not a list")  # noqa: TRY004 - pydantic turns ValueError only
+            raise ValueError(f"{a_type(value)} is not a list")  # noqa: TRY004 - pydantic turns ValueError only
         if not all(isinstance(each, str) for each in value):
             raise ValueError("one of them is not text")
         return tuple(join_address(*split_address(each.strip())) for each in value)
@@ -463,9 +464,7 @@ def checked_settings(value: object, name: str = "settings", allowed: str = "Brok
         return value
     if isinstance(value, str):
         allowed = f"{allowed}; for a URL: BrokerSettings.from_url(url)"
-    raise ConfigurationError(
-        f"{name}: a {type(value).__name__} is not allowed; allowed: {allowed}", field=name, allowed=allowed
-    )
+    raise ConfigurationError(f"{name}: {a_type(value)} is not allowed; allowed: {allowed}", field=name, allowed=allowed)
 
 
 def _from_hosts(values: dict[str, Any]) -> dict[str, Any]:

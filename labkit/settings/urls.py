@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, unquote_plus
 
 from labkit.errors import ConfigurationError
+from labkit.printable import a_type
 
 # RFC 3986, appendix B. urllib's own errors repeat the user name and the password.
 URL = re.compile(
@@ -45,7 +46,7 @@ def parse_url(url: str) -> UrlParts:
         ConfigurationError: it is not an AMQP URL, names a user without a password, or is ambiguous.
     """
     if not isinstance(url, str):
-        raise _error(f"a {type(url).__name__} is not text")
+        raise _error(f"{a_type(url)} is not text")
     match = URL.fullmatch(url.strip())
     if match is None:
         raise _error("it does not begin with amqp:// or amqps://")

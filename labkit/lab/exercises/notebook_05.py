@@ -11,6 +11,7 @@ from pika.exceptions import AMQPError
 from labkit import brokers
 from labkit.factory import ConnectionFactory
 from labkit.lab.checks import Exercise, checked_function, run
+from labkit.printable import a_type
 from labkit.settings.settings import BrokerSettings
 from labkit.trials import NotYet
 
@@ -65,7 +66,7 @@ HANG = 4.0  # seconds after which a loop that nobody stopped is stopped
 
 def _five_programs(answer: object) -> str:
     if not isinstance(answer, Mapping):
-        raise NotYet(f"answer should be a dictionary from program to adapter; it is a {type(answer).__name__}")
+        raise NotYet(f"answer should be a dictionary from program to adapter; it is {a_type(answer)}")
     missing = [name for name in PROGRAMS if name not in answer]
     if missing:
         raise NotYet(f"there is no choice for: {', '.join(missing)}")

@@ -12,6 +12,7 @@ import trustme
 
 from labkit.errors import ConfigurationError
 from labkit.lab.checks import Exercise, run
+from labkit.printable import a_type
 from labkit.trials import NotYet
 
 PATIENCE = 3.0  # seconds for a handshake; it takes milliseconds
@@ -90,7 +91,7 @@ def _context(answer: object, files: tuple[str, ...]) -> ssl.SSLContext:
     except (OSError, ValueError, ConfigurationError) as exc:
         raise NotYet(f"make_context(ca_file, cert_file, key_file) raised {type(exc).__name__}") from exc
     if not isinstance(context, ssl.SSLContext):
-        raise NotYet(f"make_context should return an ssl.SSLContext; it returned a {type(context).__name__}")
+        raise NotYet(f"make_context should return an ssl.SSLContext; it returned {a_type(context)}")
     return context
 
 

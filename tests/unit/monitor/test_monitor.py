@@ -149,7 +149,7 @@ def test_a_monitor_that_is_forgotten_ends_its_thread_and_listens_no_more():
 
 
 def test_what_is_no_connection_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match="what: a int is not allowed; allowed: one of Pika's"):
+    with pytest.raises(ConfigurationError, match="what: an int is not allowed; allowed: one of Pika's"):
         ConnectionMonitor(5672)
     with pytest.raises(ConfigurationError, match="interval"):
         ConnectionMonitor(Connection(SETTINGS), interval=0)
