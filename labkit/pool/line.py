@@ -38,7 +38,7 @@ class WaitingLine(HandOff[T]):
             self.numbers += 1
             lease._number = self.numbers
             if self.waiters:
-                self.audit_if_due()
+                self.audit()
             while not self.waiters and (entry := self.first_idle()) is not None:
                 if self.lend(entry, lease, is_final=is_final):
                     if self.is_dozing:
@@ -100,7 +100,6 @@ class WaitingLine(HandOff[T]):
                     return
                 if errors is not None:
                     break
-                self.audit()  # nobody goes away while somebody else has forgotten a lease
                 errors = closed_error(), self._timeout(timeout, but=waiter)  # then it looks once more
             closed, late = errors
             error = closed if self.is_closed else waiter.error or late

@@ -28,7 +28,6 @@ from labkit.pool.stats import Counters
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 GIVEN_UP = -1  # no generation
-AUDIT_PAUSE = 0.05  # seconds in which the next caller takes who holds what for known
 YOUNG = 10.0  # seconds; an entry that dies younger than this counts as a failed attempt
 
 
@@ -137,7 +136,6 @@ class HandOff(Generic[T]):
         ending: Things that were given up and whose close handshake has not ended.
         is_flapping: An entry died young since the keeper looked.
         is_refused: The broker refuses this client, and nobody has asked since.
-        audited: When it was last recomputed who holds what.
         is_dozing: The keeper looks seldom, for nothing happens; a checkout wakes it.
         forgotten: How many leases were found forgotten and not yet reported: nothing is logged under the lock.
         turns: How often something has changed.
@@ -175,7 +173,6 @@ class HandOff(Generic[T]):
         self.is_refused = False
         self.is_dozing = False
         self.forgotten = 0
-        self.audited = float("-inf")
         self.turns = 0
         self.watchers: list[Bell] = []
         self.last_error: BaseException | None = None
@@ -190,11 +187,6 @@ class HandOff(Generic[T]):
         self.wake: Callable[[], None] = lambda: None
         self.now = now
         self.rng = rng
-
-    def audit_if_due(self) -> None:
-        """Do it unless it was done a moment ago: of many callers at once, few."""
-        if self.now() >= self.audited + AUDIT_PAUSE:
-            self.audit()
 
     def audit(self) -> int:
         """Recompute who holds what. Return how many leases are out."""
@@ -228,7 +220,6 @@ class HandOff(Generic[T]):
             else:
                 self.offer(entry)
         self.serve()
-        self.audited = self.now()
         return self.count_lent()
 
     def count_lent(self) -> int:
@@ -248,7 +239,7 @@ class HandOff(Generic[T]):
     def first_idle(self) -> Entry[T] | None:
         """Return the idle entry to lend next, and give up those that cannot be lent; None: there is none."""
         if not self.idle:
-            self.audit_if_due()
+            self.audit()
         while self.idle:
             entry = self.idle[-1]
             if entry.owner is None and not entry.is_soiled:
