@@ -116,9 +116,7 @@ class ManagerResources:
         self.is_closing = True
         consumers = self.consumers
         try:
-            for (
-                consumer
-            ) in consumers:  # all at the same moment: while one waits for its handler, no other begins anything
+            for consumer in consumers:  # first: while one waits for its handler, no other begins anything
                 with contextlib.suppress(LabkitError):
                     consumer._take_no_more()
             for consumer in consumers:
