@@ -143,11 +143,22 @@ def run_connect(
     """
     task.thread = threading.get_ident()
     ends = time.monotonic() + deadline
+
+    def open_with_secret(parameters: pika.ConnectionParameters) -> Link:
+        this = _with_secret(parameters, present)
+        try:
+            return _open_one(life, task, this, ends, is_again=is_again)
+        except px.ProbableAuthenticationError as exc:
+            if this.credentials == _with_secret(parameters, present).credentials:
+                raise
+            # Says nothing of the newer one, with which the next attempt logs in.
+            raise ConnectionError(f"refused with a secret that has been replaced since: {describe(exc)}") from None
+
     bringup = Bringup(
         present.settings,
         _Reporter(life, task),
         SystemClock(),
-        lambda parameters: _open_one(life, task, _with_secret(parameters, present), ends, is_again=is_again),
+        open_with_secret,
         backoff=backoff,
         deadline=deadline,
         stop=task.stop,
@@ -157,10 +168,15 @@ def run_connect(
     )
     try:
         link = bringup.run()
+
+        def established() -> None:
+            life.on_established(task, link)
+            _tell_newer_secret(link, present)  # from here on each new secret is told to the open link
+
         if is_again:  # nobody waits here, so a turn that comes late is no failure
-            life.io.post(lambda: life.on_established(task, link))
+            life.io.post(established)
         else:
-            life.io.call(lambda: life.on_established(task, link), timeout=max(LEAST_TURN, ends - time.monotonic()))
+            life.io.call(established, timeout=max(LEAST_TURN, ends - time.monotonic()))
     except LabkitError as exc:
         if task.stop.is_set():
             raise life.not_connected() from exc
@@ -210,12 +226,24 @@ class _Reporter:
 
 def _with_secret(parameters: pika.ConnectionParameters, present: Present) -> pika.ConnectionParameters:
     """Return *parameters* with the present secret: a recovery may have begun hours before that came."""
-    settings = present.settings
-    if settings.credentials is not None or settings.auth_mechanism == "EXTERNAL":
+    if not _logs_in_with_the_secret(present.settings):
         return parameters
     parameters = copy.copy(parameters)
-    parameters.credentials = settings.ask_credentials()
+    parameters.credentials = present.settings.ask_credentials()
     return parameters
+
+
+def _tell_newer_secret(link: Link, present: Present) -> None:
+    """Give *link* the secret that came while it logged in with the one before."""
+    settings, connection = present.settings, link.connection
+    if link.is_open and connection is not None and _logs_in_with_the_secret(settings):
+        newer = settings.ask_credentials()
+        if newer != connection.params.credentials:
+            link.update_secret(newer.password, "", PendingCall())
+
+
+def _logs_in_with_the_secret(settings: BrokerSettings) -> bool:
+    return settings.credentials is None and settings.auth_mechanism != "EXTERNAL"
 
 
 def _open_one(

@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import threading
 import time
 
 import pytest
@@ -72,6 +73,21 @@ def test_a_connection_outlives_its_first_token_when_it_is_given_the_next_in_time
         for _ in range(4):
             connection.update_secret(token(LIFE), "it runs out")
             assert good_after(connection, LIFE / 2)
+
+
+@pytest.mark.usefixtures("_looks_at_open_links")
+def test_a_token_that_comes_amid_the_login_with_the_last_one_reaches_that_link(settings):
+    """A heartbeat function is called when the login has been sent and the connection is not yet open."""
+
+    def renew(pika_connection, offered):
+        renewal = threading.Thread(target=connection.update_secret, args=(token(60),))
+        renewal.start()
+        renewal.join()
+        return offered
+
+    connection = Connection(settings.replace(password=token(LIFE), heartbeat=renew))
+    with connection:
+        assert good_after(connection, LIFE + 2)
 
 
 @pytest.mark.usefixtures("_looks_at_open_links")

@@ -49,7 +49,7 @@ class LateLoop:
 @pytest.fixture
 def arrival(monkeypatch):
     """A lifecycle whose bring-up has a link already, on a loop that is late."""
-    link = object()
+    link = SimpleNamespace(is_open=False, connection=None)
     monkeypatch.setattr(opening, "Bringup", lambda *_, **__: SimpleNamespace(run=lambda: link))
     arrived, ended = [], []
     life = SimpleNamespace(
