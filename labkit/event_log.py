@@ -45,8 +45,9 @@ def _line(event: Event) -> tuple[int, str] | None:
         case ConnectAttempted():
             return logging.DEBUG, f"attempt {event.attempt}: {event.host}:{event.port}"
         case AttemptFailed():
+            # The plan that made the attempt has logged why it failed.
             then = "" if event.next_delay is None else f"; the next in {event.next_delay:.2f} s"
-            return logging.WARNING, f"attempt {event.attempt} failed: {describe(event.error)}{then}"
+            return logging.DEBUG, f"attempt {event.attempt} failed{then}"
         case ConnectionOpened():
             return logging.INFO, f"open after {_times(event.attempts)}"
         case ConnectionGivenUp():

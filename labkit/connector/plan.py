@@ -25,6 +25,7 @@ from labkit.connector.login import LogIn
 from labkit.connector.probe import ProbeOnce
 from labkit.errors import ConfigurationError, ConnectError, Kind, Verdict, classify, describe
 from labkit.events import AttemptFailed, ConnectAttempted, ConnectionGivenUp, ConnectionOpened, Event
+from labkit.printable import printable
 from labkit.retry import Backoff, Clock, Pauses, SystemClock
 from labkit.settings.settings import BrokerSettings
 from labkit.settings.urls import join_address
@@ -261,7 +262,8 @@ class Plan:
         except Exception as exc:
             self._failed = AttemptFailed(attempt=self._attempts, error=exc, **place)
             level = logging.INFO if classify(exc).kind is Kind.ASKED_FOR else logging.WARNING
-            LOGGER.log(level, "attempt %d at %s failed: %s", self._attempts, address, describe(exc))
+            name = printable(self._settings.connection_name or "connection")
+            LOGGER.log(level, "%s: attempt %d at %s failed: %s", name, self._attempts, address, describe(exc))
             raise
         seconds = self._clock.now() - self._started
         self._events.emit(ConnectionOpened(attempts=self._attempts, seconds=seconds, **place))
@@ -269,9 +271,7 @@ class Plan:
 
     def _host(self, parameters: pika.ConnectionParameters, limit: float) -> Steps:
         ends = self._clock.now() + limit
-        if (
-            self._login is not None
-        ):  # afresh for each attempt: a password that was rotated meanwhile is used by the next
+        if self._login is not None:  # for each attempt: a password that was rotated meanwhile is used by the next
             parameters = copy.copy(parameters)
             parameters.credentials = yield AskLogin(self._login, limit)
         return (yield from self._every_address(parameters, ends))

@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+import socket
 
 import pika
 import pytest
 
-from labkit import BrokerSettings, ConfigurationError, ConnectionManager, Message, NotConnected, events
+from labkit import BrokerSettings, ConfigurationError, ConnectError, ConnectionManager, Message, NotConnected, events
 from labkit.event_log import log_event
 from labkit.manager_parts import ManagerResources
 from labkit.retry import Backoff
@@ -221,8 +222,8 @@ CAUSE = ConnectionRefusedError(111, "Connection refused")
     ("event", "level", "words"),
     [
         (events.ConnectAttempted(attempt=2, host="a", port=1), logging.DEBUG, "attempt 2: a:1"),
-        (events.AttemptFailed(attempt=1, error=CAUSE, next_delay=0.5), logging.WARNING, "refused; the next in 0.50 s"),
-        (events.AttemptFailed(attempt=3, error=CAUSE), logging.WARNING, "attempt 3 failed: ConnectionRefusedError"),
+        (events.AttemptFailed(attempt=1, error=CAUSE, next_delay=0.5), logging.DEBUG, "1 failed; the next in 0.50 s"),
+        (events.AttemptFailed(attempt=3, error=CAUSE), logging.DEBUG, "attempt 3 failed"),
         (events.ConnectionOpened(), logging.INFO, "open after 1 attempt"),
         (events.ConnectionGivenUp(attempts=3, error=CAUSE), logging.ERROR, "given up after 3 attempts: ConnectionRef"),
         (events.ConnectionLost(reason=CAUSE, recovering=True), logging.WARNING, "lost, it reconnects: Connection"),
@@ -244,6 +245,17 @@ def test_an_event_is_logged_at_its_level_with_its_cause(caplog, event, level, wo
     log_event(event)
     (record,) = caplog.records
     assert (record.levelno, words in record.getMessage()) == (level, True), record.getMessage()
+
+
+def test_a_failed_attempt_is_one_warning_with_the_name_of_its_connection(caplog):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
+        port = bound.getsockname()[1]
+        with pytest.raises(ConnectError):
+            ConnectionManager.from_arguments("127.0.0.1", port, max_retries=2, retry_delay=0.01).open()
+    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert [text.partition(" at ")[0] for text in warnings] == ["publishing: attempt 1", "publishing: attempt 2"]
+    assert all("Connection refused" in text for text in warnings)
 
 
 def test_every_event_is_logged_but_channels_that_come_and_go(caplog):
