@@ -303,13 +303,11 @@ def test_two_servers_take_turns_and_a_fanout_reaches_both(settings, transport):
         until(lambda: one.seen[-1] == two.seen[-1] == (9, 9))
 
 
-def test_the_example_of_the_page_runs_as_it_is_written(settings, capsys):
+def test_the_example_of_the_page_runs_as_it_is_written(settings, capsys, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "rpc.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    written = "rabbit://guest:guest@localhost:5672/"
-    assert written in code
-    url = settings.to_url(mask=False).split("?")[0].replace("amqp://", "rabbit://")
-    exec(compile(code.replace(written, url), "docs/rpc.md", "exec"), {})
+    monkeypatch.setenv("LABKIT_URL", settings.to_url(mask=False))
+    exec(compile(code, "docs/rpc.md", "exec"), {})
     assert capsys.readouterr().out == "3\n"
 
 
@@ -331,16 +329,23 @@ def test_a_closed_transport_begins_to_listen_to_nothing(settings, view):
     assert view.connections(settings.virtual_host) == []
 
 
-def test_a_transport_that_is_closed_while_it_makes_its_reply_queue_keeps_none(settings, view, monkeypatch):
+@pytest.fixture
+def late(monkeypatch):
+    """Set when a connection that listens has begun to consume, and what lets it go on."""
     begun, may_go_on = threading.Event(), threading.Event()
     consume = ListeningConnection.consume
 
-    def late(connection, *, deadline):
+    def consume_late(connection, *, deadline):
         begun.set()
         assert may_go_on.wait(10)
         consume(connection, deadline=deadline)
 
-    monkeypatch.setattr(ListeningConnection, "consume", late)
+    monkeypatch.setattr(ListeningConnection, "consume", consume_late)
+    return begun, may_go_on
+
+
+def test_a_transport_that_is_closed_while_it_makes_its_reply_queue_keeps_none(settings, view, late):
+    begun, may_go_on = late
     errors = []
 
     def call():
@@ -358,16 +363,8 @@ def test_a_transport_that_is_closed_while_it_makes_its_reply_queue_keeps_none(se
     assert view.connections(settings.virtual_host) == []
 
 
-def test_a_server_that_is_closed_while_it_starts_keeps_no_connection(settings, view, transport, monkeypatch):
-    begun, may_go_on = threading.Event(), threading.Event()
-    consume = ListeningConnection.consume
-
-    def late(connection, *, deadline):
-        begun.set()
-        assert may_go_on.wait(10)
-        consume(connection, deadline=deadline)
-
-    monkeypatch.setattr(ListeningConnection, "consume", late)
+def test_a_server_that_is_closed_while_it_starts_keeps_no_connection(settings, view, transport, late):
+    begun, may_go_on = late
     server = RPCServer(transport, TOPIC.replace(server="one"), [Sums()])
     errors = []
 
