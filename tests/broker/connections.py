@@ -64,7 +64,7 @@ def left_open(virtual_host):
     return [
         f"{each!r}"
         for each in gc.get_objects()
-        if type(each) is Connection
+        if issubclass(type(each), Connection)
         and each.settings.virtual_host == virtual_host
         and each.state not in (State.NEW, State.CLOSED, State.FAILED)
     ]
