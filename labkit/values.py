@@ -12,8 +12,10 @@ import decimal
 import functools
 import inspect
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from labkit.errors import ConfigurationError
@@ -361,6 +363,32 @@ def _is_coroutine_function(value: Any) -> bool:
     while isinstance(value, functools.partial):
         value = value.func
     return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__)
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """Return *value*, an argument of a call, as a path: it may be text.
+
+    Raises:
+        ConfigurationError: it is neither, or it is empty.
+    """
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str) and text and "\0" not in text:
+        return Path(text)
+    raise refused(name, value, "a path, as text or a pathlib.Path")
+
+
+def checked_items(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """Return what is in *value*, an argument of a call: *what* is allowed, in a list or another iterable.
+
+    Raises:
+        ConfigurationError: it is one alone, or a mapping.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        return tuple(value)
+    allowed = f"{what}, in a list"
+    raise ConfigurationError(
+        f"{name}: {a_type(value)} is not allowed; allowed: {allowed}", field=_field(name), allowed=allowed
+    )
 
 
 def check_type(name: str, value: object, wanted: type) -> None:

@@ -5,6 +5,7 @@ line or just above, silences a rule there. Rules about newer versions can be ask
 an upgrade.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from labkit.audit.report import as_json, as_sarif, as_table
 from labkit.audit.rules import RULES, TARGETS, Finding, Rule, chosen
 from labkit.extras import needs
 from labkit.settings.settings import BrokerSettings, checked_settings
+from labkit.values import check_type, checked_items, checked_path
 
 if TYPE_CHECKING:
     from labkit.brokers import Broker
@@ -34,7 +36,7 @@ def audit_code(paths: str | Path | Iterable[str | Path], targets: Iterable[str] 
     """
     rules = chosen("code", targets)
     found: list[Finding] = []
-    for source in sources(Path(each) for each in ([paths] if isinstance(paths, str | Path) else paths)):
+    for source in sources(_several(paths)):
         if isinstance(source, Source):
             found += _in_source(source, rules)
         else:
@@ -62,12 +64,14 @@ def audit_broker(broker: "Broker", targets: Iterable[str] = ()) -> list[Finding]
     Raises:
         BrokerError: the management API gives no answer within 10 s a request, or refuses.
         ConnectError: its TLS listener refuses a handshake.
-        ConfigurationError: a target is unknown.
+        ConfigurationError: this is no broker; a target is unknown.
         MissingExtra: the extra "brokers" is not installed.
     """
     with needs("brokers"):
         from labkit.audit.running import look
+        from labkit.brokers import Broker as Asked
 
+    check_type("broker", broker, Asked)
     rules = chosen("broker", targets)
     seen = look(broker)
     return sorted(
@@ -75,6 +79,11 @@ def audit_broker(broker: "Broker", targets: Iterable[str] = ()) -> list[Finding]
         for rule in rules
         for place, detail in rule.check(seen)
     )
+
+
+def _several(paths: object) -> list[Path]:
+    several = [paths] if isinstance(paths, str | os.PathLike) else checked_items("paths", paths, "paths")
+    return [checked_path("paths", each) for each in several]
 
 
 def _in_source(source: Source, rules: list[Rule]) -> list[Finding]:

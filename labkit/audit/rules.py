@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from labkit.values import refused
+from labkit.values import checked_items, refused
 
 About = Literal["code", "settings", "broker"]
 Check = Callable[
@@ -88,9 +88,9 @@ def chosen(about: About, targets: Iterable[str] = ()) -> list[Rule]:
         ConfigurationError: a target is none of TARGETS.
     """
     wanted: dict[str, tuple[int, ...]] = {}
-    for each in targets:
+    for each in checked_items("targets", targets, "targets"):
         if each not in TARGETS:
-            raise refused("for", each, ", ".join(TARGETS))
+            raise refused("targets", each, ", ".join(TARGETS))
         product, version = _version(each)
         wanted[product] = max(version, wanted.get(product, ()))
     return [

@@ -8,7 +8,7 @@ from labkit.brokers.credentials import check_user
 from labkit.brokers.management import Management, segment
 from labkit.errors import BrokerError
 from labkit.settings.settings import BrokerSettings
-from labkit.values import checked_name
+from labkit.values import check_type, checked_key, checked_name
 
 
 class Administration(ABC):
@@ -48,6 +48,9 @@ class Administration(ABC):
         Raises:
             BrokerError: the bench did not make that virtual host.
         """
+        checked_name("user", user)
+        for name, pattern in (("configure", configure), ("write", write), ("read", read)):
+            check_type(name, pattern, str)
         self._has_own_vhost(virtual_host)
         allowed = {"configure": configure, "write": write, "read": read}
         self._writing_api().put(f"permissions/{segment(virtual_host)}/{segment(user)}", allowed)
@@ -65,6 +68,7 @@ class Administration(ABC):
             BrokerError: there is such a user already.
         """
         check_user(name, password)
+        checked_key("tag", tag)
         if self._api().get(f"users/{segment(name)}") is not None:
             raise BrokerError(f"there is a user {name!r} on this broker already, who is left alone: take another name")
         how = {"password_hash": ""} if password is None else {"password": password}
@@ -73,7 +77,7 @@ class Administration(ABC):
 
     def users(self, tag: str = "") -> list[str]:
         """Return the names of all users, sorted; with a *tag*, those that the bench has made with it."""
-        wanted = {self._mark, tag} if tag else set()
+        wanted = {self._mark, tag} if checked_key("tag", tag) else set()
         return sorted(str(each["name"]) for each in self._api().get("users") if wanted <= tags_of(each))
 
     def delete_user(self, name: str) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 from labkit.brokers import encryption, engine, ports
 from labkit.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.brokers.home import PACKAGE, private_directory, unwritable
-from labkit.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT
+from labkit.brokers.interface import CTL_TIMEOUT, LOG_LINES_MAX, START_TIMEOUT, STOP_TIMEOUT, check_ctl
 from labkit.brokers.logs import clue
 from labkit.brokers.recorded import RecordedBroker
 from labkit.brokers.state import Record, Request, StateFile
 from labkit.errors import BrokerError, ConfigurationError
+from labkit.values import checked_count, checked_number
 
 SERVICE = "rabbitmq"
 FILES_DIRECTORY = "compose"
@@ -127,6 +128,7 @@ class ComposeBroker(RecordedBroker):
 
     def logs(self, lines: int = 50) -> str:
         """Return the last *lines* lines of the container's log."""
+        checked_count("lines", lines, LOG_LINES_MAX)
         with self._container() as container:
             return str(container.logs(tail=lines).decode(errors="replace")).rstrip()
 
@@ -138,6 +140,7 @@ class ComposeBroker(RecordedBroker):
         Raises:
             BrokerError: it ended, or was not ready after *timeout* seconds; its log's last line is in the text.
         """
+        checked_number("timeout", timeout)
         with self._state.lock():
             record = self._record()
             if self.is_running:
@@ -158,6 +161,7 @@ class ComposeBroker(RecordedBroker):
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it gracefully; a paused one is resumed first, and one that does not end in time is killed."""
+        checked_number("timeout", timeout)
         with self._state.lock():
             self._state.write(self._record().replace(wanted="stopped"))
             with self._container(timeout=timeout + CTL_TIMEOUT) as container:
@@ -187,6 +191,7 @@ class ComposeBroker(RecordedBroker):
 
     def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl -q`` with *arguments* in the container and return what it printed."""
+        check_ctl(arguments, timeout)
         with self._running(f"rabbitmqctl {arguments[0]}", timeout=timeout) as container:
             if container.status == "paused":
                 raise BrokerError(

@@ -20,28 +20,31 @@ from labkit.brokers.guard import RELEASED
 from labkit.brokers.interface import START_TIMEOUT, Broker
 from labkit.brokers.remote import RemoteBroker
 from labkit.brokers.state import Request, StateFile
-from labkit.errors import BrokerError, ConfigurationError
+from labkit.errors import BrokerError
+from labkit.values import checked_callable, checked_flag, checked_name, checked_number, checked_path, refused
 
 VARIABLE = "LABKIT_BROKER"
 KINDS = ("auto", "compose", "local")
+ALLOWED = "auto, compose, local, an amqp:// or amqps:// URL, or (LABKIT_BROKER) a bench directory"
 # What a log or an engine says when somebody else took the port meanwhile.
 PORT_TAKEN = ("eaddrinuse", "port is already allocated", "address already in use")
 
 Say = Callable[[str], None]
+StrPath = str | os.PathLike[str]
 
 
 def silent(_: str) -> None:
     """Say nothing."""
 
 
-def find(home: Path | None = None) -> Broker | None:
+def find(home: StrPath | None = None) -> Broker | None:
     """Return the running broker that *home*'s state file names, or the one of LABKIT_BROKER's URL; else None.
 
     A state file whose broker is gone (it died, the machine was restarted, its process id is another
     program's now) is noticed, and what that broker left is removed.
 
     Args:
-        home: The bench directory; None means LABKIT_BROKER's, or the project's.
+        home: The bench directory, a path or text; None means LABKIT_BROKER's, or the project's.
     """
     kind, place = _where("auto", home)
     if "://" in kind:
@@ -51,11 +54,11 @@ def find(home: Path | None = None) -> Broker | None:
 
 def up(
     kind: str = "auto",
-    home: Path | None = None,
+    home: StrPath | None = None,
     say: Say = silent,
     *,
-    rootfs: Path | None = None,
-    scripts: Path | None = None,
+    rootfs: StrPath | None = None,
+    scripts: StrPath | None = None,
     image: str | None = None,
     timeout: float = START_TIMEOUT,
 ) -> Broker:
@@ -63,7 +66,7 @@ def up(
 
     Args:
         kind: "auto", "compose", "local" or an AMQP URL; LABKIT_BROKER answers for "auto".
-        home: The bench directory; None means LABKIT_BROKER's, or the project's.
+        home: The bench directory, a path or text; None means LABKIT_BROKER's, or the project's.
         say: Told what happens, a line at a time.
         rootfs: A root directory to run instead of the project's (backend local).
         scripts: A directory of RabbitMQ's scripts to run (backend local).
@@ -75,6 +78,9 @@ def up(
         ConfigurationError: *kind* or LABKIT_BROKER is none of the words allowed.
     """
     kind, place = _where(kind, home)
+    pins = _pins(rootfs, scripts, image)
+    checked_callable("say", say)
+    checked_number("timeout", timeout)
     if "://" in kind:
         return _answering(RemoteBroker(kind, place))
     place = homes.claim(place)
@@ -88,7 +94,7 @@ def up(
             return known
         if known is None:
             end_unrecorded(place)
-        return _start(kind, place, say, Pins(rootfs, scripts, image), timeout, _shared(place))
+        return _start(kind, place, say, pins, timeout, _shared(place))
 
 
 def is_possible(say: Say = silent, *, pull: bool = True) -> bool:
@@ -98,6 +104,8 @@ def is_possible(say: Say = silent, *, pull: bool = True) -> bool:
         say: Told how far a pull is.
         pull: Whether an image that is not here may be pulled, which takes up to 120 s.
     """
+    checked_callable("say", say)
+    checked_flag("pull", pull)
     kind, place = _where("auto", None)
     if "://" in kind or _recorded(place) is not None:
         return True
@@ -108,12 +116,12 @@ def is_possible(say: Say = silent, *, pull: bool = True) -> bool:
     return False
 
 
-def place_of(home: Path | None = None) -> Path:
+def place_of(home: StrPath | None = None) -> Path:
     """Return the bench directory that *home* means: None is LABKIT_BROKER's, or the project's. It may not exist."""
     return _where("auto", home)[1]
 
 
-def recorded(home: Path | None = None) -> Broker | None:
+def recorded(home: StrPath | None = None) -> Broker | None:
     """Return the broker that *home*'s state file names, in whatever state it is; None where there is no file."""
     kind, place = _where("auto", home)
     if "://" in kind:
@@ -122,7 +130,7 @@ def recorded(home: Path | None = None) -> Broker | None:
     return None if record is None else attach(place, record)
 
 
-def known(home: Path | None = None) -> Broker:
+def known(home: StrPath | None = None) -> Broker:
     """Return what :func:`recorded` does.
 
     Raises:
@@ -136,13 +144,13 @@ def known(home: Path | None = None) -> Broker:
     return broker
 
 
-def down(home: Path | None = None) -> bool:
+def down(home: StrPath | None = None) -> bool:
     """End *home*'s broker with everything it left, and return whether there was anything to end.
 
     Args:
         home: The bench directory, whatever LABKIT_BROKER says; None means LABKIT_BROKER's, or the project's.
     """
-    kind, place = ("auto", home) if home is not None else _where("auto", None)
+    kind, place = ("auto", checked_path("home", home)) if home is not None else _where("auto", None)
     if "://" in kind or not homes.is_bench(place):
         return False
     return discard(place)
@@ -153,8 +161,8 @@ def own(
     kind: str = "auto",
     say: Say = silent,
     *,
-    rootfs: Path | None = None,
-    scripts: Path | None = None,
+    rootfs: StrPath | None = None,
+    scripts: StrPath | None = None,
     image: str | None = None,
     timeout: float = START_TIMEOUT,
     demand_certificate: bool = False,
@@ -175,7 +183,14 @@ def own(
 
     Raises:
         BrokerError: none could be had.
+        ConfigurationError: an argument is not what it should be.
     """
+    if kind not in KINDS:
+        raise refused("kind", kind, ", ".join(KINDS))
+    pins = _pins(rootfs, scripts, image)
+    checked_callable("say", say)
+    checked_number("timeout", timeout)
+    checked_flag("demand_certificate", demand_certificate)
     asked = os.environ.get(VARIABLE, "auto") if kind == "auto" else kind
     made = Path(tempfile.mkdtemp(prefix="labkit-"))
     try:
@@ -208,7 +223,7 @@ def own(
             # A URL or a directory names a shared broker, and this one is to be broken.
             chosen = asked if asked in KINDS else "auto"
             request = Request(own=True, demand_certificate=demand_certificate)
-            broker = _start(chosen, place, say, Pins(rootfs, scripts, image), timeout, request)
+            broker = _start(chosen, place, say, pins, timeout, request)
         yield broker
     finally:
         atexit.unregister(release)
@@ -218,31 +233,34 @@ def own(
 # --- helpers -----------------------------------------------------------------------------------------
 
 
-def _where(kind: str, home: Path | None) -> tuple[str, Path]:
+def _pins(rootfs: StrPath | None, scripts: StrPath | None, image: str | None) -> Pins:
+    return Pins(
+        None if rootfs is None else checked_path("rootfs", rootfs),
+        None if scripts is None else checked_path("scripts", scripts),
+        None if image is None else checked_name("image", image),
+    )
+
+
+def _where(kind: str, home: StrPath | None) -> tuple[str, Path]:
     """Return the kind of broker and the bench directory that the arguments and LABKIT_BROKER mean."""
-    place = home or homes.bench()
+    place = homes.bench() if home is None else checked_path("home", home)
     if kind != "auto":
         return _checked(kind, "kind"), place
     named = os.environ.get(VARIABLE, "") or "auto"
     if named in KINDS or "://" in named:
         return _checked(named, VARIABLE), place
     if home is not None:
-        return "auto", home
+        return "auto", place
     directory = Path(named)
     if not directory.is_dir():
-        raise ConfigurationError(f"{VARIABLE}: {_allowed()}; there is no directory {named!r}")
+        raise refused(VARIABLE, named, f"{ALLOWED} that is there")
     return "auto", directory
 
 
 def _checked(kind: str, field: str) -> str:
-    if kind in KINDS or kind.startswith(("amqp://", "amqps://")):
+    if isinstance(kind, str) and (kind in KINDS or kind.startswith(("amqp://", "amqps://"))):
         return kind
-    shown = "that URL" if "://" in kind else repr(kind)  # a URL may hold a password
-    raise ConfigurationError(f"{field}: {_allowed()}, not {shown}")
-
-
-def _allowed() -> str:
-    return "must be auto, compose, local, an amqp:// or amqps:// URL, or (LABKIT_BROKER) a bench directory"
+    raise refused(field, kind, ALLOWED)
 
 
 def _answering(broker: RemoteBroker) -> RemoteBroker:

@@ -15,9 +15,11 @@ from labkit.brokers.administration import Administration
 from labkit.brokers.management import segment
 from labkit.errors import BrokerError
 from labkit.settings.settings import BrokerSettings
+from labkit.values import check_type, checked_flag, checked_name, checked_number, refused
 
 START_TIMEOUT = 60.0  # seconds to a whole AMQP handshake; 3-6 s on an idle machine
 STOP_TIMEOUT = 30.0  # seconds for a graceful stop; RabbitMQ 3.10 takes 6
+LOG_LINES_MAX = 10**6
 CTL_TIMEOUT = 30.0  # seconds for one rabbitmqctl; each boots an Erlang VM (0.5-0.8 s)
 CLOSE_ANSWERED = "closed"  # RabbitMQ's word for a connection whose Close it has answered
 CONNECTION_COLUMNS = ("name", "client_properties", "vhost", "user", "state", "channels")
@@ -151,6 +153,7 @@ class Broker(Administration, ABC):
 
     def restart(self, timeout: float = START_TIMEOUT) -> None:
         """Stop gracefully, start again on the same ports, and return once it is ready."""
+        checked_number("timeout", timeout)
         self.stop()
         self.start(timeout)
 
@@ -164,13 +167,13 @@ class Broker(Administration, ABC):
         Raises:
             BrokerError: TLS was asked for and this broker has none.
         """
-        settings = self._tls_settings() if tls else self._base_settings()
+        settings = self._tls_settings() if checked_flag("tls", tls) else self._base_settings()
         return settings.replace(virtual_host=self._virtual_host(virtual_host) or "/")
 
     def scoped(self, virtual_host: str) -> Self:
         """Return this broker as seen from *virtual_host*: what lists or closes connections stays inside it."""
         view = copy.copy(self)
-        view._scope = virtual_host
+        view._scope = checked_name("virtual_host", virtual_host)
         return view
 
     @property
@@ -196,7 +199,8 @@ class Broker(Administration, ABC):
         self, count: int, virtual_host: str | None = None, *, timeout: float = 5.0
     ) -> list[ConnectionInfo]:
         """Return the open connections as soon as there are *count* of them, or as they are after *timeout* seconds."""
-        deadline = time.monotonic() + timeout
+        checked_number("count", count, whole=True)
+        deadline = time.monotonic() + checked_number("timeout", timeout)
         while True:
             seen = self.connections(virtual_host)
             if len(seen) == count or time.monotonic() > deadline:
@@ -213,6 +217,7 @@ class Broker(Administration, ABC):
         Returns:
             How many were closed.
         """
+        check_type("reason", reason, str)
         return self._close_connections(reason, self._virtual_host(virtual_host))
 
     def count_connections(self, virtual_host: str | None = None) -> int:
@@ -279,7 +284,7 @@ class Broker(Administration, ABC):
                 self.ctl("eval", undo, timeout=5.0)
 
     def _virtual_host(self, asked: str | None) -> str | None:
-        return asked if asked is not None else self._scope
+        return checked_name("virtual_host", asked) if asked is not None else self._scope
 
     def _list_connections(self) -> list[ConnectionInfo]:
         shown = json.loads(self.ctl("list_connections", *CONNECTION_COLUMNS, "--formatter", "json") or "[]")
@@ -322,6 +327,15 @@ def connection_info(shown: dict[str, Any]) -> ConnectionInfo:
         state=str(shown.get("state", "")),
         channels=channels if isinstance(channels, int) else 0,
     )
+
+
+def check_ctl(arguments: tuple[str, ...], timeout: float) -> None:
+    """Raise ConfigurationError unless these can be a command of rabbitmqctl's and the seconds for it."""
+    checked_number("timeout", timeout)
+    if not arguments:
+        raise refused("arguments", None, "a command of rabbitmqctl's, and what it takes")
+    for each in arguments:
+        check_type("arguments", each, str)
 
 
 def _in_erlang(text: str) -> str:

@@ -17,12 +17,13 @@ from pathlib import Path
 from labkit.brokers import encryption, ports, processes
 from labkit.brokers.credentials import LAB_USER, definitions, new_password
 from labkit.brokers.home import private_directory, require_space, unwritable
-from labkit.brokers.interface import CTL_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT
+from labkit.brokers.interface import CTL_TIMEOUT, LOG_LINES_MAX, START_TIMEOUT, STOP_TIMEOUT, check_ctl
 from labkit.brokers.logs import clue
 from labkit.brokers.recorded import RecordedBroker
 from labkit.brokers.sources import CHROOT_PATH, Source, default_rootfs, from_rootfs, from_scripts, namespace
 from labkit.brokers.state import Record, Request, StateFile
 from labkit.errors import BrokerError, ConfigurationError
+from labkit.values import checked_count, checked_number
 
 NODE_DIRECTORY = "node"
 INSIDE = "/labkit"  # where the node's directory is mounted in a root directory
@@ -124,6 +125,7 @@ class LocalBroker(RecordedBroker):
 
     def logs(self, lines: int = 50) -> str:
         """Return the last *lines* lines of the node's log."""
+        checked_count("lines", lines, LOG_LINES_MAX)
         return "\n".join(self._log_lines()[-lines:])
 
     # --- verbs -----------------------------------------------------------------------------------
@@ -134,6 +136,7 @@ class LocalBroker(RecordedBroker):
         Raises:
             BrokerError: it ended, or was not ready after *timeout* seconds; its log's last line is in the text.
         """
+        checked_number("timeout", timeout)
         with self._state.lock():
             record = self._record()
             if _lives(record):
@@ -158,6 +161,7 @@ class LocalBroker(RecordedBroker):
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it gracefully; a paused one is resumed first, and one that does not end in time is killed."""
+        checked_number("timeout", timeout)
         with self._state.lock():
             record = self._record()
             self._state.write(record.replace(wanted="stopped"))
@@ -190,6 +194,7 @@ class LocalBroker(RecordedBroker):
 
     def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl -q`` with *arguments* on this node and return what it printed."""
+        check_ctl(arguments, timeout)
         record = self._running_record(f"run rabbitmqctl {arguments[0]} on")
         if processes.is_paused(record.pid):
             raise BrokerError(f"the broker is paused and cannot answer rabbitmqctl {arguments[0]}: resume() it first")

@@ -13,6 +13,7 @@ from labkit.diagnosis.cases import BROKER, Case, Rank
 from labkit.diagnosis.explain import Explanation, wrapped
 from labkit.diagnosis.explanations import CODES, TYPES
 from labkit.printable import printable
+from labkit.values import check_type
 from labkit.verdicts import ADVICE
 
 LONGEST = 300_000  # characters
@@ -87,6 +88,7 @@ def explain_text(text: str) -> list[Finding]:
     Returns:
         An empty list where nothing is recognised, or *text* is binary: that is not known.
     """
+    check_type("text", text, str)
     text = _COLOUR.sub("", text[:LONGEST])
     if "\0" in text or text.count("\N{REPLACEMENT CHARACTER}") * 10 > len(text):
         return []  # not a text

@@ -24,7 +24,7 @@ from labkit.pool.channels import ChannelPool
 from labkit.pool.lease import Lease
 from labkit.settings.settings import BrokerSettings
 from labkit.topology import Message
-from labkit.values import checked_count, checked_number
+from labkit.values import check_type, checked_count, checked_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +94,7 @@ class RabbitMQ:
         Raises:
             ConfigurationError: ``LABKIT_URL`` is missing, another key has an invalid value, or *app* is prepared.
         """
+        check_type("app", app, Flask)
         if NAME in app.extensions:
             raise ConfigurationError("app: it has a RabbitMQ already", field="app", allowed="one RabbitMQ for each app")
         url = app.config.get("LABKIT_URL")

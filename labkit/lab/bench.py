@@ -23,7 +23,7 @@ from labkit.lab.interrupting import StopAfter
 from labkit.lab.questions import Questions
 from labkit.printable import a_type, printable
 from labkit.settings.settings import BrokerSettings
-from labkit.values import check_type
+from labkit.values import check_type, checked_flag, refused
 from labkit.wire import Proxy, TlsTerminator
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Lab:
 
     def __init__(self, id: str, *, own_broker: bool = False, demand_certificate: bool = False) -> None:  # noqa: A002 - the notebooks' word
         if not isinstance(id, str) or not NAME.fullmatch(id):
-            raise ConfigurationError(f"Lab id {id!r}: expected letters, digits and hyphens, such as '04'")
+            raise refused("Lab.id", id, "letters, digits and hyphens, such as '04'")
+        checked_flag("own_broker", own_broker), checked_flag("demand_certificate", demand_certificate)
         if demand_certificate and not own_broker:
             raise ConfigurationError(
                 "demand_certificate: allowed together with own_broker=True; other notebooks use the shared broker",

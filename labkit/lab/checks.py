@@ -119,7 +119,7 @@ class Exercises:
         self._say(Feedback(f"hint {rung + 1} of {len(exercise.hints)}: {exercise.hints[rung]}", "hint"))
 
     def _exercise(self, name: str) -> Exercise:
-        if name.partition(".")[0] != self._lab_id:
+        if not isinstance(name, str) or name.partition(".")[0] != self._lab_id:
             raise ConfigurationError(
                 f"exercise {name!r} is not of this notebook: its exercises begin with '{self._lab_id}.'"
             )

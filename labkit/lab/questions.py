@@ -125,7 +125,7 @@ class Questions:
         return self._asked[name]
 
     def _own(self, name: str) -> str:
-        if name.partition(".")[0] != self._lab_id:
+        if not isinstance(name, str) or name.partition(".")[0] != self._lab_id:
             raise ConfigurationError(
                 f"question {name!r} is not of this notebook: its names begin with '{self._lab_id}.'"
             )

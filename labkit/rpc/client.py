@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any, Self
 
-from labkit.rpc.serializer import Serializer
+from labkit.rpc.driver import checked_retry
+from labkit.rpc.serializer import Serializer, checked_serializer
 from labkit.rpc.target import Target
 from labkit.rpc.transport import Transport
-from labkit.values import check_type, checked_number, refused
+from labkit.values import check_type, checked_flag, checked_number, refused
 
 RESPONSE_TIMEOUT = 60.0  # seconds; oslo.messaging's rpc_response_timeout
 TARGET_FIELDS = tuple(each.name for each in dataclasses.fields(Target))
@@ -47,16 +48,14 @@ class RPCClient:
         for name, value in (("timeout", timeout), ("call_monitor_timeout", call_monitor_timeout)):
             if value is not None and checked_number(name, value, whole=name != "timeout") == 0:
                 raise refused(name, value, "seconds, above 0, or None")
-        if retry is not None and (isinstance(retry, bool) or not isinstance(retry, int) or retry < -1):
-            raise refused("retry", retry, "a whole number; None or -1: until the timeout")
         self.transport = transport
         self.target = target
-        self._serializer = serializer or Serializer()
+        self._serializer = checked_serializer(serializer)
         self._timeout = RESPONSE_TIMEOUT if timeout is None else float(timeout)
         self._options: dict[str, Any] = {
-            "retry": retry,
+            "retry": checked_retry(retry),
             "call_monitor_timeout": call_monitor_timeout,
-            "at_least_once": at_least_once,
+            "at_least_once": checked_flag("at_least_once", at_least_once),
         }
 
     def __repr__(self) -> str:

@@ -1,15 +1,15 @@
 """Which endpoint is called for a request: by namespace, version and method. No I/O, no threads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from labkit.errors import ConfigurationError
 from labkit.printable import a_type
 from labkit.rpc.envelope import Request
 from labkit.rpc.failures import NoSuchMethod, UnsupportedVersion
-from labkit.rpc.serializer import Serializer
+from labkit.rpc.serializer import Serializer, checked_serializer
 from labkit.rpc.target import Target, is_compatible
-from labkit.values import checked_callable
+from labkit.values import checked_callable, checked_items
 
 DEFAULT_TARGET = Target(version="1.0")
 
@@ -26,8 +26,8 @@ class Dispatcher:
     """
 
     def __init__(self, endpoints: Iterable[Any], serializer: Serializer | None = None) -> None:
-        self.endpoints = checked_objects("endpoints", endpoints)
-        self._serializer = serializer or Serializer()
+        self.endpoints = checked_items("endpoints", endpoints, "objects")
+        self._serializer = checked_serializer(serializer)
         for each in self.endpoints:
             if not isinstance(_target(each), Target):
                 raise ConfigurationError(
@@ -70,18 +70,3 @@ class Dispatcher:
 
 def _target(endpoint: Any) -> Any:
     return getattr(endpoint, "target", None) or DEFAULT_TARGET
-
-
-def checked_objects(name: str, value: object) -> tuple[Any, ...]:
-    """Return the objects in *value*, an argument of a call.
-
-    Raises:
-        ConfigurationError: it is one alone, or a mapping.
-    """
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
-        return tuple(value)
-    raise ConfigurationError(
-        f"{name}: {a_type(value)} is not allowed; allowed: objects, in a list",
-        field=name,
-        allowed="objects, in a list",
-    )

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 from labkit.content.delivery import Delivery
 from labkit.rpc.incoming import Incoming, IncomingNotification
 from labkit.rpc.target import Target
+from labkit.values import refused
 
 PURPOSE_SEND, PURPOSE_LISTEN = "send", "listen"
 Callback = Callable[[Delivery], object]
@@ -162,3 +163,14 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """End its connection."""
+
+
+def checked_retry(value: Any) -> int | None:
+    """Return *value* if it can be a number of retries.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= -1):
+        return value
+    raise refused("retry", value, "a whole number; None or -1: until the timeout")

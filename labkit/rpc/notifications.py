@@ -9,14 +9,13 @@ from functools import partialmethod
 from typing import Any, Self
 
 from labkit.errors import ConfigurationError
-from labkit.rpc.dispatcher import checked_objects
-from labkit.rpc.driver import Listener
+from labkit.rpc.driver import Listener, checked_retry
 from labkit.rpc.incoming import IncomingNotification
-from labkit.rpc.serializer import Serializer
+from labkit.rpc.serializer import Serializer, checked_serializer
 from labkit.rpc.server import WORKERS, MessageServer
 from labkit.rpc.target import Target
 from labkit.rpc.transport import Transport
-from labkit.values import check_type, checked_callable, checked_flag, checked_name, refused
+from labkit.values import check_type, checked_callable, checked_flag, checked_items, checked_key, checked_name, refused
 
 LOGGER = logging.getLogger(__name__)
 PRIORITIES = ("audit", "debug", "info", "warn", "error", "critical", "sample")
@@ -63,10 +62,11 @@ class Notifier:
         if driver not in VERSIONS:
             raise refused("driver", driver, " or ".join(map(repr, VERSIONS)))
         self.transport = transport
-        self.publisher_id = publisher_id
+        self.publisher_id = checked_key("publisher_id", publisher_id)
         self._topics = _names("topics", topics)
-        self._driver, self._exchange, self._retry = driver, exchange, retry
-        self._serializer = serializer or Serializer()
+        self._driver, self._retry = driver, checked_retry(retry)
+        self._exchange = None if exchange is None else checked_name("exchange", exchange)
+        self._serializer = checked_serializer(serializer)
 
     def __repr__(self) -> str:
         return f"Notifier({self.publisher_id!r})"
@@ -163,14 +163,14 @@ class NotificationListener(MessageServer):
         workers: int = WORKERS,
     ) -> None:
         super().__init__(transport, workers=workers)
-        self.targets = checked_objects("targets", targets)
-        self._endpoints = checked_objects("endpoints", endpoints)
+        self.targets = checked_items("targets", targets, "Targets")
+        self._endpoints = checked_items("endpoints", endpoints, "objects")
         for each in self.targets:
             check_type("targets", each, Target)
             each.needed("topic")
         self._pool = None if pool is None else checked_name("pool", pool)
         self._allow_requeue = checked_flag("allow_requeue", allow_requeue)
-        self._serializer = serializer or Serializer()
+        self._serializer = checked_serializer(serializer)
         self._priorities = [each for each in PRIORITIES if self._methods(each)]
         if not self._priorities or not self.targets:
             allowed = f"targets, and objects with methods named {', '.join(PRIORITIES)}"
@@ -217,6 +217,7 @@ class NotificationListener(MessageServer):
 
 
 def _names(field: str, names: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not names:
+    given = checked_items(field, names, "names")
+    if not given:
         raise refused(field, names, "names, in a list")
-    return tuple(checked_name(field, each) for each in names)
+    return tuple(checked_name(field, each) for each in given)

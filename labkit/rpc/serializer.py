@@ -10,6 +10,7 @@ from typing import Any
 
 from labkit.errors import ConfigurationError
 from labkit.printable import a_type
+from labkit.values import check_type
 
 CARRIED = "text, numbers, booleans, None, dates, ids, and lists, sets and mappings of these"
 
@@ -35,6 +36,17 @@ class Serializer:
     def deserialize_context(self, ctxt: dict[str, Any]) -> Any:
         """Return what endpoints are given as their context."""
         return ctxt
+
+
+def checked_serializer(value: Serializer | None) -> Serializer:
+    """Return *value*, or the serializer that changes nothing.
+
+    Raises:
+        ConfigurationError: it is no Serializer.
+    """
+    if value is not None:
+        check_type("serializer", value, Serializer)
+    return value or Serializer()
 
 
 def to_json(value: Any) -> str:

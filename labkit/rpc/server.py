@@ -9,14 +9,14 @@ from typing import Any, Self
 
 from labkit.errors import ConfigurationError, LabkitError, NotConnected
 from labkit.printable import a_type
-from labkit.rpc.dispatcher import Dispatcher, checked_objects
+from labkit.rpc.dispatcher import Dispatcher
 from labkit.rpc.driver import Listener
 from labkit.rpc.incoming import Incoming
 from labkit.rpc.serializer import Serializer
 from labkit.rpc.target import Target
 from labkit.rpc.transport import Transport
 from labkit.rpc.workers import Later, Workers
-from labkit.values import check_type, checked_count, checked_number
+from labkit.values import check_type, checked_count, checked_flag, checked_items, checked_number
 
 LOGGER = logging.getLogger(__name__)
 WORKERS, WORKERS_MAX = 64, 1000  # threads; oslo.messaging's executor_thread_pool_size
@@ -193,9 +193,8 @@ class RPCServer(MessageServer):
         check_type("target", target, Target)
         target.needed("topic"), target.needed("server")
         self.target = target
-        self._dispatcher = Dispatcher(
-            (*checked_objects("endpoints", endpoints), Pong()) if ping else endpoints, serializer
-        )
+        served = checked_items("endpoints", endpoints, "objects")
+        self._dispatcher = Dispatcher((*served, Pong()) if checked_flag("ping", ping) else served, serializer)
         self._later = Later("labkit-rpc-signs-of-life")
 
     def _listen(self, deadline: float) -> Listener:

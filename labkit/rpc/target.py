@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from labkit.errors import ConfigurationError
 from labkit.rpc.failures import InvalidTarget
-from labkit.values import SHORT_STRING_MAX, checked_flag, checked_name
+from labkit.values import SHORT_STRING_MAX, checked_flag, checked_items, checked_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,11 @@ class Target:
         if self.topic and self.server and len(f"{self.topic}.{self.server}".encode()) > SHORT_STRING_MAX:
             allowed = f"topic and server of up to {SHORT_STRING_MAX - 1} bytes together"
             raise ConfigurationError(f"Target.server: it is too long; allowed: {allowed}", field="server")
-        object.__setattr__(self, "legacy_namespaces", tuple(self.legacy_namespaces))
+        older = checked_items("Target.legacy_namespaces", self.legacy_namespaces, "namespaces")
+        for each in older:
+            if each is not None:
+                checked_name("Target.legacy_namespaces", each)
+        object.__setattr__(self, "legacy_namespaces", older)
         if self.version is not None:
             version_numbers(self.version)
 

@@ -12,7 +12,7 @@ from labkit.rpc.memory import MemoryDriver
 from labkit.rpc.options import RabbitOptions
 from labkit.rpc.rabbit import RabbitDriver
 from labkit.settings.settings import BrokerSettings
-from labkit.values import check_type, checked_name, checked_number
+from labkit.values import check_type, checked_items, checked_name, checked_number
 
 CLOSE_TIMEOUT = 5.0  # seconds
 
@@ -103,12 +103,7 @@ def _route(given: object, options: RabbitOptions) -> Route:
 
 
 def _module_names(modules: object) -> tuple[str, ...]:
-    names = () if isinstance(modules, str) or not isinstance(modules, Iterable) else tuple(modules)
-    if isinstance(modules, str) or not all(isinstance(each, str) for each in names):
-        allowed = "names of modules, in a list"
-        raise ConfigurationError(
-            f"allowed_remote_exmods: this is not allowed; allowed: {allowed}",
-            field="allowed_remote_exmods",
-            allowed=allowed,
-        )
-    return names
+    return tuple(
+        checked_name("allowed_remote_exmods", each)
+        for each in checked_items("allowed_remote_exmods", modules, "names of modules")
+    )

@@ -37,7 +37,7 @@ from labkit.validation import (
     plain_text,
     unknown_name,
 )
-from labkit.values import CARRIED, FrozenMapping, short_string, show
+from labkit.values import CARRIED, FrozenMapping, check_type, short_string, show
 from labkit.version import __version__
 
 __all__ = ["BrokerSettings", "TlsSettings"]
@@ -253,6 +253,7 @@ class BrokerSettings(Settings):
             ConfigurationError: naming the variable; also for one whose name is nearly a setting's (a typo would
                 be ignored otherwise).
         """
+        check_type("prefix", prefix, str)
         start = len(prefix)
         given = {
             name[start:].lower(): text

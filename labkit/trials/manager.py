@@ -14,6 +14,7 @@ from labkit import brokers
 from labkit.settings.settings import BrokerSettings
 from labkit.trials.not_yet import NotYet
 from labkit.trials.stand import PATIENCE, Call, Handler, Manager, Stand, name_of, stand, until
+from labkit.values import checked_callable, checked_flag, checked_items, refused
 from labkit.wire import Refuse, ResetPeer, Stall
 
 VIRTUAL_HOST: Final = "lab-09-trials"
@@ -266,7 +267,14 @@ def run_trials(
 
     Raises:
         BrokerError: there is no broker.
+        ConfigurationError: *make* cannot be called; there is no trial of that number.
     """
+    checked_callable("make", make, "a class, or a function of one argument, settings")
+    checked_flag("stop_early", stop_early)
+    known = [trial.number for trial in EIGHT]
+    for number in checked_items("numbers", numbers, "numbers"):
+        if number not in known:
+            raise refused("numbers", number, f"{known[0]} to {known[-1]}")
     results: list[Result] = []
     with stand(brokers.up(), make, VIRTUAL_HOST) as place:
         for trial in EIGHT:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-from labkit.errors import ConfigurationError, FrameError
+from labkit.errors import FrameError
+from labkit.values import check_type
 from labkit.wire.diagram import draw
-from labkit.wire.faults import Direction
+from labkit.wire.faults import Direction, check_whole
 from labkit.wire.frames import CONTENT_BODY, CONTENT_HEADER, HEARTBEAT, MASK, PROTOCOL_HEADER, Frame
 from labkit.wire.tap import Entry, Mark
 
@@ -86,16 +87,17 @@ class Conversation:
 
     def channel(self, number: int) -> Self:
         """Only frames of this channel; 0 is the connection itself."""
-        _whole("channel", number, at_least=0)
+        check_whole("number", number, at_least=0)
         return self._only(e for e in self._entries if e.frame is not None and e.frame.channel == number)
 
     def link(self, number: int) -> Self:
         """Only this link; 1 is the first connection that the proxy accepted."""
-        _whole("link", number, at_least=1)
+        check_whole("number", number, at_least=1)
         return self._only(e for e in self._entries if e.link == number)
 
     def since(self, mark: Mark) -> Self:
         """Only what came after ``proxy.mark()``."""
+        check_type("mark", mark, Mark)
         return self._only(e for e in self._entries if e.number >= mark.number)
 
     def _only(self, entries: Iterable[Entry]) -> Self:
@@ -251,8 +253,3 @@ def _shortened(rows: Sequence[Row]) -> tuple[Sequence[Row], int]:
     if len(rows) <= MOST_ROWS:
         return rows, 0
     return (*rows[: MOST_ROWS - LAST_ROWS], *rows[-LAST_ROWS:]), len(rows) - MOST_ROWS
-
-
-def _whole(field: str, value: object, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ConfigurationError(f"{field}: a whole number, at least {at_least}, not {value!r}")

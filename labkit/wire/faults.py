@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from labkit.errors import ConfigurationError
+from labkit.values import refused
 from labkit.wire.frames import FRAME_NAMES
 
 Direction = Literal["upstream", "downstream"]
@@ -36,7 +37,7 @@ class Latency(Fault):
         _number("Latency.delay", self.delay, at_most=LONGEST)
         _number("Latency.jitter", self.jitter, at_most=LONGEST)
         if self.jitter > self.delay:
-            raise ConfigurationError(f"Latency.jitter: at most the delay ({self.delay}), not {self.jitter}")
+            raise refused("Latency.jitter", self.jitter, f"at most the delay, {self.delay}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,11 @@ class Slicer(Fault):
     delay: float = 0.0
 
     def __post_init__(self) -> None:
-        _whole("Slicer.size", self.size, at_least=1)
-        _whole("Slicer.variation", self.variation, at_least=0)
+        check_whole("Slicer.size", self.size, at_least=1)
+        check_whole("Slicer.variation", self.variation, at_least=0)
         _number("Slicer.delay", self.delay, at_most=LONGEST)
         if self.variation >= self.size:
-            raise ConfigurationError(f"Slicer.variation: less than the size ({self.size}), not {self.variation}")
+            raise refused("Slicer.variation", self.variation, f"less than the size, {self.size}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class LimitData(Fault):
     limit: int
 
     def __post_init__(self) -> None:
-        _whole("LimitData.limit", self.limit, at_least=0)
+        check_whole("LimitData.limit", self.limit, at_least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +134,17 @@ class Start:
 
     def __post_init__(self) -> None:
         if self.after_bytes is not None:
-            _whole("after_bytes", self.after_bytes, at_least=0)
+            check_whole("after_bytes", self.after_bytes, at_least=0)
             if self.at_frame is not None:
                 raise ConfigurationError(f"at_frame: not together with after_bytes (got {self.at_frame!r})")
-        _whole("count", self.count, at_least=1)
+        check_whole("count", self.count, at_least=1)
         if self.at_frame is None:
             if self.count != 1:
                 raise ConfigurationError(f"count: only together with at_frame (got {self.count})")
         elif self.at_frame not in FRAME_NAMES:
             near = difflib.get_close_matches(str(self.at_frame), FRAME_NAMES, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(
-                f"at_frame: the name of a frame such as 'Basic.Publish', not {self.at_frame!r}{meant}"
-            )
+            raise refused("at_frame", self.at_frame, f"the name of a frame such as 'Basic.Publish'{meant}")
 
     @property
     def at_once(self) -> bool:
@@ -156,10 +155,10 @@ class Start:
 def check_fault(faults: tuple[Fault, ...], direction: str, start: Start, *, readable: bool) -> tuple[Direction, ...]:
     """Return the directions meant, or say what cannot be. *readable*: whether the proxy can see frames."""
     if not faults:
-        raise ConfigurationError("fault: at least one, such as ResetPeer()")
+        raise refused("faults", None, "at least one, such as ResetPeer()")
     for fault in faults:
         if not isinstance(fault, Fault):
-            raise ConfigurationError(f"fault: one of labkit.wire's, such as ResetPeer(), not {fault!r}")
+            raise refused("faults", fault, "labkit.wire's, such as ResetPeer()")
         if isinstance(fault, Refuse) and not (direction == "both" and start.at_once):
             raise ConfigurationError("Refuse: concerns new links, so it has no direction, after_bytes or at_frame")
     if start.at_frame is not None and not readable:
@@ -171,7 +170,7 @@ def check_fault(faults: tuple[Fault, ...], direction: str, start: Start, *, read
     for known in get_args(Direction):
         if direction == known:
             return (known,)
-    raise ConfigurationError(f"direction: 'upstream', 'downstream' or 'both', not {direction!r}")
+    raise refused("direction", direction, "'upstream', 'downstream' or 'both'")
 
 
 def check_seconds(field: str, value: object) -> None:
@@ -184,9 +183,10 @@ def _number(field: str, value: object, *, above: float | None = None, at_most: f
     if not good or not isinstance(value, int | float) or value > at_most or value < 0 or value == above:
         least = "more than 0" if above is not None else "at least 0"
         most = "" if math.isinf(at_most) else f" and at most {at_most:g}"
-        raise ConfigurationError(f"{field}: a number, {least}{most}, not {value!r}")
+        raise refused(field, value, f"a number, {least}{most}")
 
 
-def _whole(field: str, value: object, *, at_least: int) -> None:
+def check_whole(field: str, value: object, *, at_least: int) -> None:
+    """Raise ConfigurationError unless *value* is a whole number, *at_least* or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ConfigurationError(f"{field}: a whole number, at least {at_least}, not {value!r}")
+        raise refused(field, value, f"a whole number, at least {at_least}")

@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from labkit.errors import LabkitError
-from labkit.settings.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings, checked_settings
+from labkit.values import check_type, checked_flag
 from labkit.wire.conversation import Conversation
 from labkit.wire.engine import LOOPBACK, MOST_ENDINGS, Engine, EngineClosedError
-from labkit.wire.faults import Directions, Fault, Start, check_fault, check_seconds
+from labkit.wire.faults import Directions, Fault, Start, check_fault, check_seconds, check_whole
 from labkit.wire.tap import POLL, Mark, Tap
 
 CLOSE_TIMEOUT: Final = 5.0  # seconds; the thread needs milliseconds unless the machine is very busy
@@ -106,10 +107,11 @@ class Proxy:
     """
 
     def __init__(self, upstream: BrokerSettings, *, tapped: bool = True, seed: int = 0) -> None:
-        self.upstream = upstream
+        self.upstream = checked_settings(upstream, "upstream")
         self._record = Tap()
         self._endings: deque[tuple[int, str]] = deque(maxlen=MOST_ENDINGS)
-        self._tapped = tapped
+        self._tapped = checked_flag("tapped", tapped)
+        check_type("seed", seed, int)
         self._seed = seed
         self._lock = threading.Lock()
         self._engine: Engine | None = None
@@ -204,8 +206,8 @@ class Proxy:
             on: False lets bytes pass unread: faster, and faults cannot begin at a frame.
             reveal: Keep the passwords of ``Connection.StartOk``, which are masked otherwise.
         """
-        self._tapped = on
-        self._record.reveal = reveal
+        self._tapped = checked_flag("on", on)
+        self._record.reveal = checked_flag("reveal", reveal)
         return self._record
 
     def mark(self) -> Mark:
@@ -271,9 +273,12 @@ class Proxy:
             late: Seconds for which the broker still believes in the links, as it does when a network drops them.
 
         Raises:
-            ConfigurationError: *late* is no number of seconds.
+            ConfigurationError: an argument is not what it should be; nothing has happened yet.
         """
+        checked_flag("reset", reset)
         check_seconds("late", late)
+        if link is not None:
+            check_whole("link", link, at_least=1)
         engine = self._running()
         count = engine.call(lambda: engine.cut(reset=reset, number=link, late=late))
         engine.settle()

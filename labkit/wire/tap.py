@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from labkit.errors import ConfigurationError, DeadlineExceeded
-from labkit.wire.faults import Direction
+from labkit.errors import DeadlineExceeded
+from labkit.values import check_type, checked_number, refused
+from labkit.wire.faults import Direction, check_whole
 from labkit.wire.frames import FRAME_NAMES, Frame, masked
 
 MOST_ENTRIES: Final = 20_000
@@ -53,6 +54,8 @@ class Tap:
     def __init__(self, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> None:
         self._lock = threading.Lock()
         self._entries: deque[Entry] = deque()
+        check_whole("most_entries", most_entries, at_least=1)
+        check_whole("most_bytes", most_bytes, at_least=1)
         self._most_entries, self._most_bytes = most_entries, most_bytes
         self._bytes = 0
         self._next = 0
@@ -67,6 +70,8 @@ class Tap:
 
     def entries(self, since: Mark | None = None) -> list[Entry]:
         """Return what is kept, oldest first; only what came after *since* if given."""
+        if since is not None:
+            check_type("since", since, Mark)
         with self._lock:
             kept = list(self._entries)
         return kept if since is None else [entry for entry in kept if entry.number >= since.number]
@@ -111,8 +116,9 @@ class Tap:
             ConfigurationError: no frame has that name.
         """
         if name not in FRAME_NAMES:
-            raise ConfigurationError(f"frame: the name of a frame such as 'Basic.Publish', not {name!r}")
-        end = time.monotonic() + timeout
+            raise refused("frame", name, "the name of a frame such as 'Basic.Publish'")
+        check_whole("count", count, at_least=1)
+        end = time.monotonic() + checked_number("timeout", timeout)
         while True:
             seen = sum(1 for entry in self.entries(since) if entry.frame is not None and entry.frame.name == name)
             if seen >= count:

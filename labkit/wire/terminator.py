@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from labkit.errors import ConfigurationError, LabkitError
-from labkit.settings.settings import BrokerSettings
+from labkit.settings.settings import BrokerSettings, checked_settings
 from labkit.settings.tls import TlsSettings
+from labkit.values import checked_items, checked_path, refused
 from labkit.wire.engine import DIAL_TIMEOUT, LOOPBACK
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds for a client to finish its part
@@ -38,18 +39,19 @@ class TlsTerminator:
         ca_file: What :meth:`settings` tells clients to trust.
 
     Raises:
-        ConfigurationError: *upstream* speaks TLS itself.
+        ConfigurationError: *upstream* speaks TLS itself, or an argument is not what it should be.
     """
 
     def __init__(self, upstream: BrokerSettings, certificate: tuple[Path, Path], *, ca_file: Path) -> None:
-        if upstream.tls is not None:
+        if checked_settings(upstream, "upstream").tls is not None:
             raise ConfigurationError("upstream: settings without TLS; this speaks TLS to the client", field="upstream")
         self.upstream = upstream
         self.served = 0
         """How many clients have finished the handshake: they trusted the certificate, or did not look."""
         self.refused = 0
         """How many clients have broken the handshake off."""
-        self._certificate, self._ca_file = certificate, ca_file
+        self._certificate = _certificate_and_key(certificate)
+        self._ca_file = checked_path("ca_file", ca_file)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -209,3 +211,11 @@ def _close_all() -> None:
     for terminator in list(_terminators):
         with contextlib.suppress(LabkitError):
             terminator.close()
+
+
+def _certificate_and_key(value: object) -> tuple[Path, Path]:
+    allowed = "two files: a certificate and its key"
+    files = [checked_path("certificate", each) for each in checked_items("certificate", value, allowed)]
+    if len(files) != 2:
+        raise refused("certificate", value, allowed)
+    return files[0], files[1]

@@ -141,7 +141,7 @@ def test_a_target_leaves_the_rules_that_matter_with_it():
 
 
 def test_an_unknown_target_is_named_with_those_there_are():
-    with pytest.raises(ConfigurationError, match=r"for: 'rabbitmq-9' is not allowed; allowed: pika-1\.5"):
+    with pytest.raises(ConfigurationError, match=r"targets: 'rabbitmq-9' is not allowed; allowed: pika-1\.5"):
         chosen("code", ["rabbitmq-9"])
 
 

@@ -162,12 +162,12 @@ def test_a_pull_that_takes_too_long_is_given_up() -> None:
 @pytest.mark.parametrize("wrong", ["dockr", "http://host", "/no/such/bench"])
 def test_a_wrong_variable_is_refused_with_what_is_allowed(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     monkeypatch.setenv("LABKIT_BROKER", wrong)
-    with pytest.raises(ConfigurationError, match="LABKIT_BROKER: must be auto, compose, local"):
+    with pytest.raises(ConfigurationError, match=r"^LABKIT_BROKER: .* allowed: auto, compose, local"):
         brokers.find()
 
 
 def test_a_wrong_kind_is_refused_without_showing_a_password() -> None:
-    with pytest.raises(ConfigurationError, match="kind: must be auto") as caught:
+    with pytest.raises(ConfigurationError, match=r"^kind: .* allowed: auto, compose, local") as caught:
         brokers.up("http://lab:secret@host")
     assert "secret" not in str(caught.value)
 
