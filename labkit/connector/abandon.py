@@ -14,6 +14,7 @@ import pika
 import pika.exceptions as px
 from pika.adapters.select_connection import SelectConnection
 
+from labkit.connector.contained import OwnLoopServices
 from labkit.connector.private_pika import DecodingConnection, close_sockets
 
 
@@ -81,7 +82,7 @@ class HalfOpenConnection:
         return connection
 
     def create_connection(self, configs: Any, *, on_done: Callable[[Any], None], custom_ioloop: Any) -> None:
-        """Do what Pika's ``SelectConnection.create_connection`` does, and keep hold of what it makes."""
+        """Do what Pika's ``SelectConnection.create_connection`` does, without its thread, and keep hold of all."""
         opening = self
         self._ioloop, self._impl, self._workflow = custom_ioloop, None, None
 
@@ -90,7 +91,16 @@ class HalfOpenConnection:
                 opening._impl = self
                 super().__init__(*arguments, **options)
 
-        self._workflow = Held.create_connection(configs, on_done=on_done, custom_ioloop=custom_ioloop)
+        services = OwnLoopServices(custom_ioloop)
+        self._workflow = Held._start_connection_workflow(
+            connection_configs=configs,
+            connection_factory=lambda parameters: Held(
+                parameters, custom_ioloop=services, internal_connection_workflow=False
+            ),
+            nbio=services,
+            workflow=None,
+            on_done=on_done,
+        )
 
     def forget(self) -> None:
         """Close this process's copies of the descriptors, in a child after a fork; never raises."""

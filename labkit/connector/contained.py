@@ -16,7 +16,21 @@ from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapte
 Callback = Callable[..., object]
 
 
-class Contained:
+class KnownAddress:
+    """A mixin, to be put before one of Pika's classes of I/O services: no thread looks an address up."""
+
+    def getaddrinfo(self, host: str, port: int, on_done: Callable[[Any], object], **_: object) -> Any:
+        """Look at the address, which is known already.
+
+        Pika asks for it on a thread. Given up at the moment when the answer is there, Pika 1.4.4 goes on to connect,
+        after it has said that it has stopped, and nobody closes that socket. And an interrupt in the middle of a
+        thread's start leaves one that never runs, for which Python waits at its end.
+        """
+        records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return self.call_later(0, partial(on_done, records))  # type: ignore[attr-defined]
+
+
+class Contained(KnownAddress):
     """A mixin, to be put before one of Pika's classes of I/O services. On the loop's thread.
 
     Args:
@@ -57,15 +71,6 @@ class Contained:
         self._watched.add(fd)
         super().set_writer(fd, partial(self._run, on_writable))  # type: ignore[misc]
 
-    def getaddrinfo(self, host: str, port: int, on_done: Callable[[Any], object], **_: object) -> Any:
-        """Look at the address, which is known already.
-
-        Pika asks for it on a thread. Given up at the moment when the answer is there, Pika 1.4.4 goes on to connect,
-        after it has said that it has stopped, and nobody closes that socket.
-        """
-        records = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return self.call_later(0, partial(on_done, records))
-
     def _run(self, callback: Callback) -> None:
         if self._is_over:
             return
@@ -73,6 +78,10 @@ class Contained:
             callback()
         except BaseException as exc:  # noqa: BLE001 - the loop is not this connection's alone
             self._failed(exc)
+
+
+class OwnLoopServices(KnownAddress, SelectorIOServicesAdapter):  # type: ignore[misc]
+    """On Pika's ``IOLoop``, for the one connection that has it."""
 
 
 class SharedLoopServices(Contained, SelectorIOServicesAdapter):  # type: ignore[misc]

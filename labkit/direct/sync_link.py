@@ -63,7 +63,7 @@ class OwnedConnection:
         self._raised: list[BaseException] = []  # by those callbacks
         self._standing: BlockingChannel | None = None
         self._closing_method: Callable[[], tuple[int, int] | None] = lambda: None  # of the standing channel
-        self._is_halfway = False  # the mark
+        self._inside: object | None = None  # the call that is under way: the mark
         self.reason: BaseException | None = None
         self.traffic = Traffic()
         _ALL.add(self)
@@ -93,7 +93,7 @@ class OwnedConnection:
         ends = time.monotonic() + self._factory.settings.connect_deadline
         self._opening.drop()  # what an interrupt left of an earlier one
         self._owner = threading.get_ident()
-        self._raised, self._standing, self._is_halfway, self.reason = [], None, False, None
+        self._raised, self._standing, self._inside, self.reason = [], None, None, None
         self._soon.clear()
         self._opening = HalfOpenConnection()
         try:
@@ -133,18 +133,24 @@ class OwnedConnection:
         be taken for the next call's.
         """
         connection = self._usable()
-        before, self._is_halfway = self._is_halfway, True
+        outer, this = self._inside, object()
+        self._inside = this
         try:
             with self._told(what, connection, seconds):
                 yield connection
         except Exception:
-            self._is_halfway = before
+            self._end_call(connection, this, outer)
             raise
         except BaseException:
             if self._connection is connection:  # else this is the late end of a call that was abandoned, and garbage
                 self.drop()
             raise
-        self._is_halfway = before
+        self._end_call(connection, this, outer)
+
+    def _end_call(self, connection: pika.BlockingConnection, this: object, outer: object | None) -> None:
+        if self._inside is not this and self._connection is connection:
+            self.drop()  # an interrupt came between a call inside this one and its block, and nothing has ended it
+        self._inside = outer
 
     @contextmanager
     def _told(self, what: str, connection: pika.BlockingConnection, seconds: float | None) -> Iterator[None]:
@@ -288,10 +294,10 @@ class OwnedConnection:
             self._opening.drop()  # if an interrupt came before there was a connection
             return
         self.check_owner()
-        if self._is_halfway and not self.is_in_callback:
+        if self._inside is not None and not self.is_in_callback:
             self.drop()  # its answers are not to be trusted
             return
-        self._is_halfway = True
+        self._inside = connection
         clean = True
         try:
             with _limit(connection, timeout, "close"):
@@ -318,7 +324,7 @@ class OwnedConnection:
         if kept is not None:
             self.reason = px.ConnectionWrongStateError("made before a fork, and this is the child process")
         self._connection, self._wake_up, self._standing, self._opening = None, None, None, HalfOpenConnection()
-        self._is_halfway = False
+        self._inside = None
         self.traffic = Traffic()
         return kept, opening
 
@@ -341,7 +347,7 @@ class OwnedConnection:
 
     def _usable(self) -> pika.BlockingConnection:
         self.check_owner()
-        if self._is_halfway and not self.is_in_callback:
+        if self._inside is not None and not self.is_in_callback:
             self.drop()  # an interrupt ended an earlier call, and what should have done this
         if self._connection is None:
             raise self.not_connected()

@@ -235,7 +235,11 @@ NEEDED = (
         "As _adapter_connect_stream, and as _connector.",
     ),
     Needed(
-        _BASE, "_start_connection_workflow", ("connector/libev",), "LibevConnection.create_connection() could not be."
+        _BASE,
+        "_start_connection_workflow",
+        ("connector/libev", "connector/abandon"),
+        "LibevConnection.create_connection() could not be; and an interrupt while a BlockingConnection looks its "
+        "address up could leave a thread that never ends.",
     ),
     Needed(
         "pika.adapters.utils.connection_workflow:AMQPConnectionWorkflow",
