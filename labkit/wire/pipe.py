@@ -142,12 +142,12 @@ class Pipe:
 
     def disarm(self, key: int) -> None:
         """End the faults put here under *key*; what they held back passes now."""
+        was_shaping = bool(self.shaper)
         for strike in self.strikes:
             if strike.key == key:
                 strike.over = True
+                self.shaper.remove(strike)
         self.strikes = [strike for strike in self.strikes if not strike.over]
-        was_shaping = bool(self.shaper)
-        self.shaper.remove(key)
         if was_shaping and not self.shaper:
             now = self.link.now()
             self._queue = deque((min(due, now), item) for due, item in self._queue)
@@ -282,7 +282,7 @@ class Pipe:
         strike.on_begin()
         fault = strike.fault
         if isinstance(fault, Timed):
-            self.shaper.add(strike.key, fault)
+            self.shaper.add(strike, fault)  # not its key, which all faults of a block have
         elif isinstance(fault, Stall):
             # At the back: bytes from before the stall may still be on their way (Latency).
             self._queue.append((0.0, strike))

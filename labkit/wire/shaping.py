@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from random import Random
 
 from labkit.wire.faults import Bandwidth, Fault, Latency, Slicer
@@ -20,18 +21,18 @@ class Shaper:
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self._faults: dict[int, Fault] = {}
-        self._free_at: dict[int, float] = {}  # when a narrow line has sent what it was given
+        self._faults: dict[Hashable, Fault] = {}
+        self._free_at: dict[Hashable, float] = {}  # when a narrow line has sent what it was given
         self._last = 0.0  # nothing overtakes what was planned before
 
     def __bool__(self) -> bool:
         return bool(self._faults)
 
-    def add(self, key: int, fault: Fault) -> None:
+    def add(self, key: Hashable, fault: Fault) -> None:
         """Apply *fault* to what is planned from now on; *key* names it for :meth:`remove`."""
         self._faults[key] = fault
 
-    def remove(self, key: int) -> None:
+    def remove(self, key: Hashable) -> None:
         """Forget the fault added under *key*, if there is one."""
         self._faults.pop(key, None)
         self._free_at.pop(key, None)
@@ -71,7 +72,7 @@ class Shaper:
                 number += 1
         return out
 
-    def _narrowed(self, key: int, rate: float, pieces: list[Piece]) -> list[Piece]:
+    def _narrowed(self, key: Hashable, rate: float, pieces: list[Piece]) -> list[Piece]:
         out = []
         for due, piece in pieces:
             step = max(1, int(rate * BANDWIDTH_STEP), -(-len(piece) // MOST_PIECES))
