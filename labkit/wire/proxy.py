@@ -47,7 +47,7 @@ class ActiveFault:
 
     @property
     def links(self) -> int:
-        """How many links the fault has begun on."""
+        """How many links the fault has begun on, since the last time it was put on the links."""
         return len(self._links)
 
     def begin(self) -> None:
@@ -56,8 +56,9 @@ class ActiveFault:
             return
         engine = self._engine = self._proxy._running()
         key = self._key = next(_keys)
+        links = self._links = set()  # another set: of the last time, one may be noted late
         try:
-            engine.call(lambda: engine.arm(key, self._faults, self._directions, self._start, self._links.add))
+            engine.call(lambda: engine.arm(key, self._faults, self._directions, self._start, links.add))
             engine.settle()
         except BaseException:  # also when it took too long: it is put on all the same
             with contextlib.suppress(LabkitError):

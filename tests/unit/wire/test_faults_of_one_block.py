@@ -1,4 +1,4 @@
-"""What one ``fault(...)`` holds: several faults work together."""
+"""What one ``fault(...)`` holds: several faults work together, and a fault that begins again begins afresh."""
 
 import contextlib
 import socket
@@ -53,3 +53,19 @@ def test_every_fault_of_a_block_acts(echo, other, is_first):
         expected = 2 * DELAY + (2 * DELAY if other == slow else 0)
         assert expected <= round_trip(client)
     assert round_trip(client) < DELAY
+
+
+def test_a_fault_that_begins_again_has_not_begun_on_any_link(echo):
+    proxy, client = echo
+    fault = proxy.fault(Slicer(1), after_bytes=1)
+    with fault:
+        round_trip(client)
+        round_trip(client)
+        assert fault.wait(5)
+    assert fault.links == 1
+    with fault:
+        assert fault.links == 0
+        assert not fault.wait(0.05)
+        round_trip(client)
+        round_trip(client)
+        assert fault.wait(5)
