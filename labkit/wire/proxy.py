@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from labkit.errors import LabkitError
 from labkit.settings.settings import BrokerSettings, checked_settings
-from labkit.values import check_type, checked_flag
+from labkit.values import check_type, checked_flag, checked_number
 from labkit.wire.conversation import Conversation
 from labkit.wire.engine import LOOPBACK, MOST_ENDINGS, Engine, EngineClosedError
 from labkit.wire.faults import Directions, Fault, Start, check_fault, check_seconds, check_whole
@@ -74,8 +74,12 @@ class ActiveFault:
                 engine.call(lambda: engine.disarm(key))
 
     def wait(self, timeout: float) -> bool:
-        """Wait until it has begun on some link; return False if it has not within *timeout* seconds."""
-        end = time.monotonic() + timeout
+        """Wait until it has begun on some link; return False if it has not within *timeout* seconds.
+
+        Raises:
+            ConfigurationError: *timeout* is not a number of seconds.
+        """
+        end = time.monotonic() + checked_number("timeout", timeout)
         while not self._links and time.monotonic() < end:
             time.sleep(POLL)
         return bool(self._links)

@@ -34,6 +34,7 @@ INSTRUMENTS = [
     (PROXY.cut, {}),
     (PROXY.tap, {}),
     (PROXY.fault, {}),
+    (PROXY.fault(wire.Stall()).wait, {"timeout": 0}),
     (PROXY.wait_for, {"frame": "Basic.Publish", "timeout": 0}),
     (PROXY.conversation().since, {"mark": PROXY.mark()}),
     (PROXY.conversation().channel, {"number": 1}),
