@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from itertools import groupby
 from random import Random
 from typing import Final, Protocol
 
@@ -126,8 +127,7 @@ class Pipe:
 
     def _pass_on(self, sign: Sign) -> None:
         self._release_tail()
-        slow = sum(strike.fault.delay for strike in self._active() if isinstance(strike.fault, SlowClose))
-        self._queue.append((self.shaper.after_all(self.link.now()) + slow, sign))
+        self._queue.append((self.shaper.after_all(self.link.now()) + self._slowness(), sign))
         self._flush()
 
     # -- from the proxy ----------------------------------------------------------------------------------------
@@ -142,15 +142,13 @@ class Pipe:
 
     def disarm(self, key: int) -> None:
         """End the faults put here under *key*; what they held back passes now."""
-        was_shaping = bool(self.shaper)
-        for strike in self.strikes:
-            if strike.key == key:
-                strike.over = True
-                self.shaper.remove(strike)
+        ended = [strike for strike in self.strikes if strike.key == key]
+        for strike in ended:
+            strike.over = True
+            self.shaper.remove(strike)
         self.strikes = [strike for strike in self.strikes if not strike.over]
-        if was_shaping and not self.shaper:
-            now = self.link.now()
-            self._queue = deque((min(due, now), item) for due, item in self._queue)
+        if any(strike.has_begun and isinstance(strike.fault, (*Timed, SlowClose)) for strike in ended):
+            self._plan_again()
         if not self.discarding:
             self.advance()
 
@@ -229,6 +227,25 @@ class Pipe:
 
     def _active(self) -> list[Strike]:
         return [strike for strike in self.strikes if strike.has_begun]
+
+    def _slowness(self) -> float:
+        return sum(strike.fault.delay for strike in self._active() if isinstance(strike.fault, SlowClose))
+
+    def _plan_again(self) -> None:
+        """A fault has ended that held things back: the others treat them as if they had come now, and none is later."""
+        now, waiting = self.link.now(), self._queue
+        self._queue = deque()
+        self.shaper.start_afresh()
+        for _, group in groupby(waiting, lambda entry: isinstance(entry[1], bytes)):
+            entries = list(group)
+            data = b"".join(item for _, item in entries if isinstance(item, bytes))
+            if data:
+                latest = entries[-1][0]
+                self._queue.extend((min(due, latest), piece) for due, piece in self.shaper.plan(data, now))
+                continue
+            for was_due, item in entries:
+                due = self.shaper.after_all(now) + (self._slowness() if isinstance(item, Sign) else 0.0)
+                self._queue.append((min(was_due, due), item))
 
     def advance(self) -> None:
         """Move the tail into the queue, as far as it may go, beginning faults on the way."""

@@ -33,11 +33,14 @@ class Shaper:
         self._faults[key] = fault
 
     def remove(self, key: Hashable) -> None:
-        """Forget the fault added under *key*, if there is one."""
-        self._faults.pop(key, None)
-        self._free_at.pop(key, None)
-        if not self._faults:
-            self._last = 0.0
+        """Forget the fault added under *key*, if there is one; what waits is to be planned again."""
+        if self._faults.pop(key, None) is not None:
+            self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Forget what was planned, not the faults."""
+        self._free_at.clear()
+        self._last = 0.0
 
     def plan(self, data: bytes, now: float) -> list[Piece]:
         """Return *data* in pieces, each with the time it is due; the times never fall."""

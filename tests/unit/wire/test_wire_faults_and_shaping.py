@@ -355,6 +355,53 @@ def test_slow_close_delays_the_end_and_nothing_else():
     assert owner.endings == ["end of file"]
 
 
+def test_a_fault_that_ends_holds_nothing_back_though_another_goes_on():
+    owner = Owner()
+    owner.arm(Latency(1.0))
+    narrow = owner.arm(Bandwidth(1.0))
+    owner.pipe.feed(b"x" * 1000)
+    owner.loop.run(3.0)
+    owner.pipe.disarm(narrow)
+    assert len(owner.sent) < 10
+    owner.loop.run(4.1)
+    assert owner.sent == b"x" * 1000
+    owner.pipe.feed(b"y")
+    owner.loop.run(5.2)
+    assert owner.sent.endswith(b"y")
+
+
+def test_what_a_fault_delays_is_not_late_because_another_one_ends():
+    owner = Owner()
+    owner.arm(Latency(1.0))
+    other = owner.arm(Latency(0.5))
+    owner.pipe.feed(b"x")
+    owner.loop.run(1.4)
+    owner.pipe.disarm(other)
+    owner.loop.run(1.5)
+    assert owner.sent == b"x"
+
+
+def test_a_close_that_was_slow_is_known_when_the_fault_ends():
+    owner = Owner()
+    key = owner.arm(SlowClose(30.0))
+    owner.pipe.feed(b"bye")
+    owner.pipe.eof()
+    owner.pipe.disarm(key)
+    assert (owner.sent, owner.endings) == (b"bye", ["end of file"])
+
+
+def test_a_slow_close_stays_slow_when_another_fault_ends():
+    owner = Owner()
+    owner.arm(SlowClose(2.0))
+    other = owner.arm(Latency(1.0))
+    owner.pipe.feed(b"bye")
+    owner.pipe.eof()
+    owner.pipe.disarm(other)
+    assert (owner.sent, owner.endings) == (b"bye", [])
+    owner.loop.run(2.1)
+    assert owner.endings == ["end of file"]
+
+
 def test_a_reset_of_the_source_is_passed_on_after_its_last_words():
     owner = Owner()
     owner.arm(Latency(1.0))
