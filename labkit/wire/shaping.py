@@ -22,7 +22,7 @@ class Shaper:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._faults: dict[Hashable, Fault] = {}
-        self._free_at: dict[Hashable, float] = {}  # when a narrow line has sent what it was given
+        self._free_at: dict[Hashable, float] = {}  # when a line has sent what it was given
         self._last = 0.0  # nothing overtakes what was planned before
 
     def __bool__(self) -> bool:
@@ -51,7 +51,7 @@ class Shaper:
                 delay = fault.delay + fault.jitter * self._random.uniform(-1.0, 1.0)
                 pieces = [(due + delay, piece) for due, piece in pieces]
             elif isinstance(fault, Slicer):
-                pieces = self._sliced(fault, pieces)
+                pieces = self._sliced(key, fault, pieces)
             elif isinstance(fault, Bandwidth):
                 pieces = self._narrowed(key, fault.bytes_per_second, pieces)
         planned = []
@@ -64,15 +64,18 @@ class Shaper:
         """When everything planned so far has passed; not before *now*."""
         return max(self._last, now) if self._faults else now
 
-    def _sliced(self, fault: Slicer, pieces: list[Piece]) -> list[Piece]:
-        out, number = [], 0
+    def _sliced(self, key: Hashable, fault: Slicer, pieces: list[Piece]) -> list[Piece]:
+        out = []
+        free = self._free_at.get(key, 0.0)
         for due, piece in pieces:
             position = 0
             while position < len(piece):
                 size = fault.size + self._random.randint(-fault.variation, fault.variation)
-                out.append((due + number * fault.delay, piece[position : position + size]))
+                due = max(due, free)
+                out.append((due, piece[position : position + size]))
                 position += size
-                number += 1
+                free = due + fault.delay
+        self._free_at[key] = free
         return out
 
     def _narrowed(self, key: Hashable, rate: float, pieces: list[Piece]) -> list[Piece]:

@@ -84,6 +84,13 @@ def test_a_narrow_line_takes_as_long_as_it_should(rate, size):
     assert len(pieces) <= MOST_PIECES
 
 
+def test_slices_are_apart_also_across_reads():
+    shaper = Shaper(random.Random(0))
+    shaper.add(1, Slicer(10, delay=0.5))
+    planned = [piece for read in range(3) for piece in shaper.plan(b"x" * 40, 0.1 * read)]
+    assert [due for due, _ in planned] == pytest.approx([0.5 * number for number in range(12)])
+
+
 def test_without_faults_everything_is_due_now():
     shaper = Shaper(random.Random(0))
     shaper.add(1, Latency(10))
