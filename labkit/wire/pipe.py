@@ -20,6 +20,7 @@ from labkit.wire.shaping import Shaper
 from labkit.wire.tap import Tap
 
 HIGH_WATER: Final = 4 << 20  # bytes a pipe delays before it stops reading: a second of latency at 4 MB/s
+MOST_HELD: Final = 1 << 16  # pieces it delays: an octet that waits for its turn costs ninety
 BURST: Final = 256  # pieces sent before other links get a turn
 # Bytes that follow others so soon are a stream, which is read once a millisecond: whenever the loop wakes up it takes
 # Python's lock from the program under test, which often shares it. What answers an answer comes later than that.
@@ -375,7 +376,8 @@ class Pipe:
         if self.discarding or not self.link.is_open:
             return
         stalled = any(isinstance(strike.fault, Stall) for strike in self._active())
-        if stalled or self.sink_is_full or self._is_resting or self._queued > HIGH_WATER:
+        many = self._queued > HIGH_WATER or len(self._queue) > MOST_HELD
+        if stalled or self.sink_is_full or self._is_resting or many:
             self.source.pause_reading()
         else:
             self.source.resume_reading()

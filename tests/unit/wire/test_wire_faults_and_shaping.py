@@ -25,7 +25,7 @@ from labkit.wire import (
     Tap,
 )
 from labkit.wire.faults import Start
-from labkit.wire.pipe import HIGH_WATER, LARGE, REST, STREAM, Pipe, Strike
+from labkit.wire.pipe import HIGH_WATER, LARGE, MOST_HELD, REST, STREAM, Pipe, Strike
 from labkit.wire.shaping import MOST_PIECES, Shaper
 
 TIMED = st.one_of(
@@ -337,6 +337,19 @@ def test_a_stalled_pipe_stops_reading_and_a_delaying_one_holds_a_bounded_amount(
     owner.pipe.disarm(key)
     assert owner.pipe.source.reading
     assert len(owner.sent) == HIGH_WATER + 1
+
+
+def test_a_pipe_of_many_small_pieces_holds_a_bounded_number_of_them():
+    owner = Owner()
+    key = owner.arm(Slicer(1, delay=1.0))
+    held = 0
+    while owner.pipe.source.reading and held < HIGH_WATER:
+        owner.pipe.feed(b"x" * LARGE)
+        held += LARGE
+    assert held <= 2 * MOST_HELD
+    owner.pipe.disarm(key)
+    assert owner.pipe.source.reading
+    assert len(owner.sent) == held
 
 
 def test_a_stall_holds_the_end_of_file_too():
