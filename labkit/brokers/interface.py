@@ -233,7 +233,8 @@ class Broker(Administration, ABC):
         the block.
 
         Raises:
-            BrokerError: this backend has no means to.
+            BrokerError: this backend has no means to; at the end of the block the broker is paused, or does not answer.
+                Then the alarm stays on, until :meth:`clear_alarm`.
         """
         if "alarm" not in self.capabilities:
             raise self._cannot("alarm")
@@ -271,6 +272,8 @@ class Broker(Administration, ABC):
         # A lab may have stopped or killed the broker inside the block; it comes back unalarmed.
         if not self.is_running:
             return
+        if self.is_paused:
+            raise BrokerError("the broker is paused, and its memory alarm stays on: resume() it, then clear_alarm()")
         try:
             self.ctl("eval", undo)
         except BaseException as exc:

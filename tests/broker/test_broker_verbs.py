@@ -167,6 +167,18 @@ def test_an_alarm_block_survives_a_broker_that_was_killed_inside(node: Broker) -
     assert not node.is_running
 
 
+def test_an_alarm_block_that_a_paused_broker_cannot_end_says_that_the_alarm_stays_on(node: Broker) -> None:
+    before = watermark(node)
+    says = r"paused, and its memory alarm stays on: resume\(\) it, then clear_alarm\(\)"
+    with pytest.raises(BrokerError, match=says), node.alarm():
+        node.pause()
+    node.resume()
+    assert node.has_alarm
+    node.clear_alarm()
+    assert watermark(node) == before
+    assert not node.has_alarm
+
+
 @pytest.mark.parametrize("interrupted", [1, 2])
 def test_an_interrupt_while_an_alarm_begins_or_ends_leaves_it_off(
     node: Broker, interrupted: int, monkeypatch: pytest.MonkeyPatch
