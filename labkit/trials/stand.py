@@ -37,7 +37,7 @@ class Manager(Protocol):
         """Return when the broker has it, or return a Confirmation; raise if it is not there."""
 
     def consume(self, queue: str, handler: Callable[[Any], object]) -> object:
-        """Return at once; call *handler* with deliveries that have ``body`` and ``ack()``."""
+        """Return at once; call *handler* with deliveries that have ``body``, bytes or text, and ``ack()``."""
 
 
 class Call:
@@ -86,7 +86,8 @@ class Handler:
 
     def __call__(self, delivery: Any) -> None:
         """Handle one delivery; the acknowledgement of a dead link may raise, and the order comes again."""
-        self.bodies.add(bytes(delivery.body).decode())
+        body = delivery.body
+        self.bodies.add(body if isinstance(body, str) else bytes(body).decode())
         if self._holds and len(self.bodies) >= self._holds[0]:
             self._holds.pop(0)
             self._held.set()
