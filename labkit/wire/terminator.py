@@ -25,6 +25,7 @@ from labkit.wire.engine import DIAL_TIMEOUT, LOOPBACK
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds for a client to finish its part
 CLOSE_TIMEOUT: Final = 5.0  # seconds; the thread needs milliseconds
 BACKLOG: Final = 64
+NEXT_ACCEPT: Final = 0.1  # seconds after one that failed: a descriptor may be free again
 CHUNK: Final = 1 << 16  # bytes passed on at once
 
 
@@ -144,7 +145,11 @@ class TlsTerminator:
         loop = asyncio.get_running_loop()
         links: set[asyncio.Task[None]] = set()  # a loop keeps only weak references to its tasks
         while True:
-            client, _ = await loop.sock_accept(listener)
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError:  # nobody there any more, or no descriptor left
+                await asyncio.sleep(NEXT_ACCEPT)
+                continue
             link = loop.create_task(self._serve(client, context))
             links.add(link)
             link.add_done_callback(links.discard)
