@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from labkit.errors import DeadlineExceeded
@@ -40,6 +40,8 @@ class Mark:
     """A place in the record; entries made later have a higher number."""
 
     number: int
+    seen: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """How many frames of each name had been seen."""
 
     def __repr__(self) -> str:
         return "<Mark>"
@@ -60,6 +62,8 @@ class Tap:
         self._bytes = 0
         self._next = 0
         self._dropped = 0
+        self._seen: Counter[str] = Counter()  # also what is no longer kept
+        self._forgotten: Mapping[str, int] = {}  # of these, what was seen before clear()
         self.reveal = False
         """Keep passwords of connections opened from now on."""
 
@@ -78,13 +82,15 @@ class Tap:
 
     def mark(self) -> Mark:
         """Remember this moment, for :meth:`entries` and :meth:`wait_for`."""
-        return Mark(self._next)
+        with self._lock:
+            return Mark(self._next, self._seen.copy())
 
     def clear(self) -> None:
         """Forget everything; numbers go on, so older marks stay good."""
         with self._lock:
             self._entries.clear()
             self._bytes = self._dropped = 0
+            self._forgotten = self._seen.copy()
 
     def record(
         self, link: int, direction: Direction, frames: Iterable[Frame], passes: Callable[[Frame], bool] | None = None
@@ -99,6 +105,7 @@ class Tap:
                 )
                 self._next += 1
                 self._bytes += len(kept.payload)
+                self._seen[frame.name] += 1
             self._trim()
 
     def note(self, link: int, text: str) -> None:
@@ -109,7 +116,7 @@ class Tap:
             self._trim()
 
     def wait_for(self, name: str, *, timeout: float, since: Mark | None = None, count: int = 1) -> None:
-        """Wait until *count* frames called *name* were seen (after *since*, if given).
+        """Wait until *count* frames called *name* were seen (after *since*, if given), whether they are kept or not.
 
         Raises:
             DeadlineExceeded: it did not happen within *timeout* seconds.
@@ -118,15 +125,22 @@ class Tap:
         if name not in FRAME_NAMES:
             raise refused("frame", name, "the name of a frame such as 'Basic.Publish'")
         check_whole("count", count, at_least=1)
+        if since is not None:
+            check_type("since", since, Mark)
         end = time.monotonic() + checked_number("timeout", timeout)
         while True:
-            seen = sum(1 for entry in self.entries(since) if entry.frame is not None and entry.frame.name == name)
+            seen = self._seen_since(name, since)
             if seen >= count:
                 return
             if time.monotonic() >= end:
                 raise DeadlineExceeded(f"saw {seen} of {count} {name} frames within {timeout:g} s")
             # Looking again and again, not a Condition: an interrupted cell then leaves nothing behind.
             time.sleep(POLL)
+
+    def _seen_since(self, name: str, since: Mark | None) -> int:
+        with self._lock:
+            before = self._forgotten.get(name, 0)
+            return self._seen[name] - (before if since is None else max(before, since.seen.get(name, 0)))
 
     def _trim(self) -> None:
         while len(self._entries) > self._most_entries or (self._bytes > self._most_bytes and len(self._entries) > 1):

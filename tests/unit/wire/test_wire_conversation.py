@@ -155,6 +155,29 @@ def test_waiting_for_a_frame_ends_when_it_was_seen_and_at_the_deadline_otherwise
     assert (repr(tap), repr(mark)) == ("<Tap>", "<Mark>")
 
 
+def test_frames_that_are_no_longer_kept_were_seen_all_the_same():
+    tap = Tap(most_entries=10)
+
+    def acks(count):
+        for number in range(count):
+            tap.record(1, "upstream", frames(commands.Basic.Ack(number)))
+
+    acks(30)
+    mark = tap.mark()
+    acks(25)
+    tap.wait_for("Basic.Ack", timeout=0, count=55)
+    tap.wait_for("Basic.Ack", timeout=0, count=25, since=mark)
+    with pytest.raises(DeadlineExceeded, match=r"saw 25 of 26 Basic\.Ack frames"):
+        tap.wait_for("Basic.Ack", timeout=0, count=26, since=mark)
+    tap.clear()
+    for since in (None, mark):
+        with pytest.raises(DeadlineExceeded, match="saw 0 of 1 "):
+            tap.wait_for("Basic.Ack", timeout=0, since=since)
+    acks(2)
+    for since in (None, mark):
+        tap.wait_for("Basic.Ack", timeout=0, count=2, since=since)
+
+
 def test_a_record_holds_no_password_unless_it_is_asked_to():
     log_in = commands.Connection.StartOk(mechanism="PLAIN", response="\0ada\0s3cret")
     tap = said([("upstream", log_in)])
