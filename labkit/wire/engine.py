@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Final, TypeVar
 
@@ -50,13 +50,14 @@ class Engine:
         tap: Callable[[], Tap | None],
         notes: Tap,
         endings: deque[tuple[int, str]],
+        numbers: Iterator[int],
     ) -> None:
         self._upstream = tuple(upstream)
         self._tap, self._notes, self._random = tap, notes, Random(seed)
         self.pid = os.getpid()
         self._endings = endings
         self.links: dict[int, ProxiedLink] = {}
-        self._links_made = 0
+        self._numbers = numbers
         self._faults: dict[int, tuple[tuple[Fault, ...], tuple[Direction, ...], Start, Callable[[int], None]]] = {}
         self._listener = _bound(0)
         self.port: int = self._listener.getsockname()[1]
@@ -210,8 +211,8 @@ class Engine:
             except OSError:  # nobody there any more, or no descriptor left: the next look tells
                 return
             client.setblocking(False)
-            self._links_made += 1
-            link = ProxiedLink(self._links_made, client, self._loop, self._tap(), self._random, self._ended, self._gone)
+            number = next(self._numbers)
+            link = ProxiedLink(number, client, self._loop, self._tap(), self._random, self._ended, self._gone)
             self.links[link.number] = link
             for key in list(self._faults):
                 self._arm_link(link, key)

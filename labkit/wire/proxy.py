@@ -115,6 +115,7 @@ class Proxy:
         self.upstream = checked_settings(upstream, "upstream")
         self._record = Tap()
         self._endings: deque[tuple[int, str]] = deque(maxlen=MOST_ENDINGS)
+        self._numbers = itertools.count(1)  # of links; they go on when it opens again, as the record does
         self._tapped = checked_flag("tapped", tapped)
         check_type("seed", seed, int)
         self._seed = seed
@@ -138,6 +139,7 @@ class Proxy:
                     tap=lambda: self._record if self._tapped else None,
                     notes=self._record,
                     endings=self._endings,
+                    numbers=self._numbers,
                 )
                 self._engine = engine  # before it starts: an interrupt here must leave something to close
                 try:
