@@ -97,7 +97,10 @@ def pack_failure(error: BaseException) -> str:
         module = DISPATCHER
     if name.endswith(SUFFIX) and module.endswith(SUFFIX):  # it came from somewhere else, and goes on
         name, module = name.removesuffix(SUFFIX), module.removesuffix(SUFFIX)
-    kwargs = getattr(error, "kwargs", {})
+    try:
+        kwargs = getattr(error, "kwargs", {})
+    except Exception:  # noqa: BLE001 - the class is the user's
+        kwargs = {}
     facts = {
         "class": name,
         "module": module,
@@ -109,7 +112,7 @@ def pack_failure(error: BaseException) -> str:
     try:
         return to_json(facts)
     except ConfigurationError:
-        return to_json({**facts, "args": [str(each) for each in error.args], "kwargs": {}})
+        return to_json({**facts, "args": [_text_of(each) for each in error.args], "kwargs": {}})
 
 
 def unpack_failure(text: str, allowed: Collection[str] = ()) -> Exception:
@@ -170,8 +173,8 @@ def _restored(module: Any, name: str, facts: dict[str, Any], trace: list[str]) -
     return error
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(what: object) -> str:
     try:
-        return str(error)
+        return str(what)
     except Exception as exc:  # noqa: BLE001 - its __str__ is the user's
-        return f"<{type(error).__name__}, whose text cannot be made: {type(exc).__name__}>"
+        return f"<{type(what).__name__}, whose text cannot be made: {type(exc).__name__}>"

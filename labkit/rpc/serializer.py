@@ -8,7 +8,7 @@ import json
 import uuid
 from typing import Any
 
-from labkit.errors import ConfigurationError
+from labkit.errors import ConfigurationError, describe
 from labkit.printable import a_type
 from labkit.values import check_type
 
@@ -57,7 +57,7 @@ def to_json(value: Any) -> str:
     """
     try:
         return json.dumps(value, default=_plain)
-    except (TypeError, ValueError, RecursionError) as exc:
+    except Exception as exc:  # to_dict() is the program's, and so is a set that another thread changes
         raise ConfigurationError(
             f"it cannot be sent: {exc}; allowed: {CARRIED}", field="value", allowed=CARRIED
         ) from exc
@@ -73,5 +73,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     if callable(getattr(value, "to_dict", None)):
-        return value.to_dict()
+        try:
+            return value.to_dict()
+        except Exception as exc:
+            raise TypeError(f"to_dict() of {a_type(value)} raised {describe(exc)}") from exc
     raise TypeError(f"{a_type(value)} has no JSON")

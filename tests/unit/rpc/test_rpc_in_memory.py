@@ -475,3 +475,53 @@ def test_the_threads_of_a_server_end_when_it_has_nothing_to_do(transport, sums):
         workers = list(server._workers._free)
     assert all(isinstance(each, Mailbox) for each in workers)
     until(lambda: all(each.is_idle for each in workers))
+
+
+class Untold:
+    """Nobody can say what it is."""
+
+    def to_dict(self):
+        raise KeyError("not loaded")
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+class UntoldError(Exception):
+    @property
+    def kwargs(self):
+        raise RuntimeError("no kwargs")
+
+
+class Obscure:
+    def result(self, ctxt):
+        return Untold()
+
+    def failure(self, ctxt):
+        raise UnlistedError(Untold())
+
+    def facts(self, ctxt):
+        raise UntoldError("what it was")
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "text"),
+    [
+        ("result", "ConfigurationError", "of an Untold raised KeyError: 'not loaded'"),
+        ("failure", "UnlistedError", "whose text cannot be made"),
+        ("facts", "UntoldError", "what it was"),
+    ],
+)
+def test_an_answer_whose_objects_raise_when_they_are_written_is_an_error_at_once(method, name, text):
+    with (
+        Transport("memory://") as transport,
+        RPCServer(transport, Target(topic="sums", server="one"), [Obscure()]),
+        pytest.raises(RemoteError, match=text) as caught,
+    ):
+        RPCClient(transport, TOPIC, timeout=3).call({}, method)
+    assert caught.value.type_name == name
+
+
+def test_an_argument_that_raises_when_it_is_written_is_refused():
+    with Transport("memory://") as transport, pytest.raises(ConfigurationError, match="of an Untold raised KeyError"):
+        RPCClient(transport, TOPIC, timeout=3).cast({}, "add", a=Untold())
