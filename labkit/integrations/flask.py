@@ -24,7 +24,7 @@ from labkit.pool.channels import ChannelPool
 from labkit.pool.lease import Lease
 from labkit.settings.settings import BrokerSettings
 from labkit.topology import Message
-from labkit.values import check_type, checked_count, checked_number
+from labkit.values import check_type, checked_count, checked_number, refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,7 @@ DEFAULTS = {
     "LABKIT_READY_PATH": "/readyz",
     "LABKIT_METRICS_PATH": "/metrics",
 }
+PATHS = ("LABKIT_HEALTH_PATH", "LABKIT_READY_PATH", "LABKIT_METRICS_PATH")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class RabbitMQ:
         """Prepare *app*. No I/O.
 
         Raises:
-            ConfigurationError: ``LABKIT_URL`` is missing, another key has an invalid value, or *app* is prepared.
+            ConfigurationError: ``LABKIT_URL`` is missing, another key has an invalid value, two pages have one path, or
+                *app* is prepared.
         """
         check_type("app", app, Flask)
         if NAME in app.extensions:
@@ -107,22 +109,24 @@ class RabbitMQ:
         if settings.connection_name is None:
             settings = settings.replace(connection_name=app.name)
         pool = ChannelPool(settings, max_size=checked_count("LABKIT_CHANNELS", app.config["LABKIT_CHANNELS"], 2047))
-        app.extensions[NAME] = _State(
+        state = _State(
             manager=ConnectionManager(settings),
             pool=pool,
             pool_monitor=ConnectionMonitor(pool),
             deadline=float(checked_number("LABKIT_DEADLINE", app.config["LABKIT_DEADLINE"])),
             retry_after=checked_number("LABKIT_RETRY_AFTER", app.config["LABKIT_RETRY_AFTER"], whole=True),
         )
+        paths = _paths(app.config)
         app.register_error_handler(LabkitError, _answer_error)
         app.teardown_appcontext(_release)
         pages = {"LABKIT_HEALTH_PATH": _health, "LABKIT_READY_PATH": _ready}
-        if app.config["LABKIT_METRICS_PATH"] is not None and _has_metrics():
+        if "LABKIT_METRICS_PATH" in paths and _has_metrics():
             pages["LABKIT_METRICS_PATH"] = _metrics
             app.before_request(_watch)
         for key, view in pages.items():
-            if app.config[key] is not None:
-                app.add_url_rule(app.config[key], f"{NAME}.{view.__name__.strip('_')}", view)
+            if key in paths:
+                app.add_url_rule(paths[key], f"{NAME}.{view.__name__.strip('_')}", view)
+        app.extensions[NAME] = state  # last: an app that Flask refuses to change is not half prepared
 
     @property
     def manager(self) -> ConnectionManager:
@@ -197,6 +201,22 @@ class RabbitMQ:
             state.pool.close(timeout=timeout / 2)
         finally:  # also after an interrupt
             state.manager.close(timeout=timeout / 2)
+
+
+def _paths(config: "Mapping[str, Any]") -> dict[str, str]:
+    """Return the path of each page that is wanted, by its key."""
+    allowed, found = "a path that begins with '/'; None: no such page", dict[str, str]()
+    for key in PATHS:
+        path = config[key]
+        if path is None:
+            continue
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise refused(key, path, allowed)
+        if path in found.values():  # the first page would answer for both
+            other = next(each for each in found if found[each] == path)
+            raise refused(key, path, f"{allowed}, and that is not {other}")
+        found[key] = path
+    return found
 
 
 def _state() -> _State:
