@@ -187,13 +187,17 @@ class ConnectionManager:
         """
         if deadline is not None:
             checked_number("deadline", deadline)
+        self._begin_again()
+        self.ensure_connection(deadline=deadline)
+        return self
+
+    def _begin_again(self) -> None:
+        """Be as new if it was closed. No I/O."""
         with self._lock:
             if self._parts.is_closing:
                 fresh = self._new_parts()
                 if self._parts.is_closing:  # else a signal handler has opened it meanwhile
                     self._parts = fresh
-        self.ensure_connection(deadline=deadline)
-        return self
 
     def ensure_connection(self, *, deadline: float | None = None) -> None:
         """Return when it can publish, and when every consumer consumes: connect, wait, or open a channel, as needed.

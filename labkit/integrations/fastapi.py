@@ -93,7 +93,11 @@ class RabbitMQ:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG002 - the protocol's
-        """Close the connection when the application ends, whatever ends it; its start waits for no broker."""
+        """Close the connection when the application ends, whatever ends it; its start waits for no broker.
+
+        An application may start again after that, in the next test for example; then this publishes again.
+        """
+        self._manager._begin_again()
         try:
             yield
         finally:
@@ -145,11 +149,11 @@ class RabbitMQ:
         publisher = self._manager.publisher
         if not publisher.is_closed and publisher.connection.state in UNDER_WAY:
             return
-        if self._opening is None or self._opening.done():
-            connect = asyncio.to_thread(self._manager.ensure_connection, deadline=self._deadline)
-            self._opening = asyncio.create_task(connect)
-            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has seen it
         opening = self._opening
+        if opening is None or opening.done() or opening.get_loop() is not asyncio.get_running_loop():
+            connect = asyncio.to_thread(self._manager.ensure_connection, deadline=self._deadline)
+            opening = self._opening = asyncio.create_task(connect)
+            opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has seen it
         await asyncio.wait({opening}, timeout=max(0.0, ends - time.monotonic()))
         if not opening.done():
             raise self._too_late()
@@ -167,8 +171,8 @@ class RabbitMQ:
 
     async def _ready(self) -> JSONResponse:
         ends = time.monotonic() + min(READY_TIMEOUT, self._deadline)
-        connection = self._manager.publisher.connection
         try:
+            connection = self._manager.publisher.connection
             await self._begin_opening(ends)
             while not connection.is_open:
                 await self._pause(ends)
