@@ -26,7 +26,7 @@ from labkit.extras import extra
 from labkit.manager import ConnectionManager
 from labkit.messaging.confirmations import Confirmation
 from labkit.topology import Message, Queue
-from labkit.values import FrozenMapping, check_type, checked_number
+from labkit.values import FrozenMapping, check_type, checked_callable, checked_number
 
 if TYPE_CHECKING:
     import schedule
@@ -105,7 +105,7 @@ class PublisherJob:
             allowed = "a name: the next run is to find the same queue"
             raise ConfigurationError(f"queue: it has no name; allowed: {allowed}", field="queue", allowed=allowed)
         self._manager = manager
-        self._work = work if callable(work) else _constant(work)
+        self._work = checked_callable("work", work) if callable(work) else _constant(work)
         self._deadline = float(checked_number("deadline", deadline))
         self._stop: Stop = Flag() if stop is None else stop
         self._running = threading.Lock()
@@ -165,7 +165,7 @@ class PublisherJob:
                 self._confirmed(self._hand_over(message, ends))
             except LabkitError as exc:
                 is_closed = isinstance(exc, NotConnected) and exc.reason is None  # by this side
-                is_over = self._stop.is_set() or time.monotonic() >= ends
+                is_over = self._stop.is_set() or time.monotonic() + 2 * LOOK >= ends  # no time for another try
                 if is_closed or is_over or not classify(exc).is_retryable:
                     raise
             else:
