@@ -3,6 +3,7 @@
 Everything above the connection is the RabbitMQ driver's own code. What is queued is lost with the last transport.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from labkit.concurrency.guard import guard
 from labkit.connection.mailbox import Mailbox
 from labkit.content.delivery import Delivery
-from labkit.errors import PoolClosed, Unroutable
+from labkit.errors import ChannelLost, PoolClosed, Unroutable
 from labkit.rpc.amqp import AmqpDriver
 from labkit.rpc.driver import Callback, ConnectionBase, Finish, Told
 from labkit.rpc.envelope import new_id, to_message
@@ -48,6 +49,10 @@ class MemoryConsumer:
         self._last += 1
         tag = self._last
         self._out[tag] = entry
+        if self.is_stopped:  # by another thread, which had nothing to put back yet
+            self.end()
+            self.return_all()
+            return
         self.mailbox.put(lambda: self._call(tag))
 
     def settle(self, verb: str, tag: int, requeue: bool, timeout: float, may_send: Any) -> None:
@@ -58,15 +63,23 @@ class MemoryConsumer:
         if verb == "ack-multiple":
             for each in [earlier for earlier in list(self._out) if earlier < tag]:
                 self._out.pop(each, None)
-        message, expires, _ = self._out.pop(tag)
+        entry = self._out.pop(tag, None)
+        if entry is None:
+            raise ChannelLost("the connection was closed, and what was not settled was given back")
         if not verb.startswith("ack") and requeue:
-            self._world.put(self.queue.name, message, expires=expires, is_again=True)
+            self._world.put(self.queue.name, entry[0], expires=entry[1], is_again=True)
+
+    def end(self) -> None:
+        """Have no more turns."""
+        with contextlib.suppress(ValueError):  # it has none
+            self.queue.consumers.remove(self)
 
     def return_all(self) -> None:
         """Put back what is not settled."""
         for tag in list(self._out):
-            message, expires, _ = self._out.pop(tag)
-            self._world.put(self.queue.name, message, expires=expires, is_again=True)
+            entry = self._out.pop(tag, None)
+            if entry is not None:  # else it was settled meanwhile
+                self._world.put(self.queue.name, entry[0], expires=entry[1], is_again=True)
 
     def _call(self, tag: int) -> None:
         if self.is_stopped or tag not in self._out:
@@ -209,8 +222,7 @@ class MemoryConnection(ConnectionBase):
     def stop_consuming(self, *, timeout: float) -> None:
         """Take no more."""
         for each in self._consumers:
-            if each in each.queue.consumers:
-                each.queue.consumers.remove(each)
+            each.end()
             each.mailbox.flush(timeout)
         for name in self._fanout_queues:
             self._world.delete(name)
@@ -220,8 +232,7 @@ class MemoryConnection(ConnectionBase):
         self.is_over = True
         for each in self._consumers:
             each.is_stopped = True
-            if each in each.queue.consumers:
-                each.queue.consumers.remove(each)
+            each.end()
         for each in self._consumers:
             each.return_all()
         self._consumers.clear()
