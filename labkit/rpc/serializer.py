@@ -44,9 +44,10 @@ def checked_serializer(value: Serializer | None) -> Serializer:
     Raises:
         ConfigurationError: it is no Serializer.
     """
-    if value is not None:
-        check_type("serializer", value, Serializer)
-    return value or Serializer()
+    if value is None:
+        return Serializer()
+    check_type("serializer", value, Serializer)
+    return value
 
 
 def to_json(value: Any) -> str:

@@ -525,3 +525,25 @@ def test_an_answer_whose_objects_raise_when_they_are_written_is_an_error_at_once
 def test_an_argument_that_raises_when_it_is_written_is_refused():
     with Transport("memory://") as transport, pytest.raises(ConfigurationError, match="of an Untold raised KeyError"):
         RPCClient(transport, TOPIC, timeout=3).cast({}, "add", a=Untold())
+
+
+class Registry(Serializer):
+    """Its own collection of converters, empty so far, so Python takes it for false."""
+
+    def __len__(self):
+        return 0
+
+    def serialize_entity(self, ctxt, entity):
+        return f"<{entity}>"
+
+
+def test_a_serializer_that_python_takes_for_false_is_used():
+    class Echo:
+        def say(self, ctxt, what):
+            return what
+
+    with (
+        Transport("memory://") as transport,
+        RPCServer(transport, Target(topic="sums", server="one"), [Echo()], serializer=Registry()),
+    ):
+        assert RPCClient(transport, TOPIC, timeout=3, serializer=Registry()).call({}, "say", what="a") == "<<a>>"
