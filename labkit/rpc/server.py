@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from labkit.errors import ConfigurationError, LabkitError, NotConnected
+from labkit.errors import ConfigurationError, LabkitError, MessageRefused, NotConnected
 from labkit.printable import a_type
 from labkit.rpc.dispatcher import Dispatcher
 from labkit.rpc.driver import Listener
@@ -241,6 +241,10 @@ class RPCServer(MessageServer):
             else:
                 LOGGER.exception("the answer to msg_id %s cannot be sent", incoming.request.msg_id)
         except LabkitError as exc:
+            if isinstance(exc, MessageRefused) and not isinstance(failure, MessageRefused):  # too large for the broker
+                exc.__suppress_context__ = True  # its traceback would have the failure in it that is too large
+                self._answer(incoming, failure=exc)
+                return
             LOGGER.error("the answer to msg_id %s was not sent: %s", incoming.request.msg_id, exc)  # noqa: TRY400
 
 

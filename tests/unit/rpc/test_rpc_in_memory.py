@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from labkit import ConfigurationError, NotConnected, OutcomeUnknown, PoolClosed, RpcTimeout
+from labkit import ConfigurationError, MessageRefused, NotConnected, OutcomeUnknown, PoolClosed, RpcTimeout
 from labkit.connection.mailbox import Mailbox
 from labkit.rpc import (
     Driver,
@@ -27,7 +27,7 @@ from labkit.rpc import (
 )
 from labkit.rpc.amqp import AmqpDriver
 from labkit.rpc.envelope import to_body, to_message
-from labkit.rpc.memory import MemoryDriver
+from labkit.rpc.memory import MemoryConnection, MemoryDriver
 from tests.unit.pool.still_pool import in_threads
 from tests.view import until
 
@@ -547,3 +547,43 @@ def test_a_serializer_that_python_takes_for_false_is_used():
         RPCServer(transport, Target(topic="sums", server="one"), [Echo()], serializer=Registry()),
     ):
         assert RPCClient(transport, TOPIC, timeout=3, serializer=Registry()).call({}, "say", what="a") == "<<a>>"
+
+
+class Huge:
+    def result(self, ctxt):
+        return "x" * 20_000
+
+    def failure(self, ctxt):
+        raise ValueError("x" * 20_000)
+
+
+@pytest.mark.parametrize("method", ["result", "failure"])
+def test_an_answer_that_the_broker_refuses_for_its_size_is_an_error_at_once(monkeypatch, method):
+    def limited(connection, queue, body, *, within):
+        if len(body) > 20_000:
+            raise MessageRefused("message size is larger than configured max size")
+        direct_send(connection, queue, body, within=within)
+
+    direct_send = MemoryConnection.direct_send
+    monkeypatch.setattr(MemoryConnection, "direct_send", limited)
+    with (
+        Transport("memory://") as transport,
+        RPCServer(transport, Target(topic="sums", server="one"), [Huge()]),
+        pytest.raises(RemoteError, match="larger than configured max size") as caught,
+    ):
+        RPCClient(transport, TOPIC, timeout=3).call({}, method)
+    assert caught.value.type_name == "MessageRefused"
+
+
+def test_an_answer_that_is_refused_whatever_is_in_it_is_given_up(monkeypatch, caplog):
+    def refuse(connection, queue, body, *, within):
+        raise MessageRefused("no size is small enough")
+
+    monkeypatch.setattr(MemoryConnection, "direct_send", refuse)
+    with (
+        Transport("memory://") as transport,
+        RPCServer(transport, Target(topic="sums", server="one"), [Huge()]),
+        pytest.raises(RpcTimeout),
+    ):
+        RPCClient(transport, TOPIC, timeout=0.5).call({}, "result")
+    assert caplog.text.count("was not sent: no size is small enough") == 1
