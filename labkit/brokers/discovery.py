@@ -75,7 +75,7 @@ def up(
 
     Raises:
         BrokerError: none could be had, and the text says what was tried and how to get one; a URL's does not answer.
-        ConfigurationError: *kind* or LABKIT_BROKER is none of the words allowed.
+        ConfigurationError: an argument is not what it should be, or LABKIT_BROKER none of the words allowed.
     """
     kind, place = _where(kind, home)
     pins = _pins(rootfs, scripts, image)

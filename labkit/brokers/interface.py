@@ -15,7 +15,7 @@ from labkit.brokers.administration import Administration
 from labkit.brokers.management import segment
 from labkit.errors import BrokerError
 from labkit.settings.settings import BrokerSettings
-from labkit.values import check_type, checked_flag, checked_name, checked_number, refused
+from labkit.values import check_type, checked_count, checked_flag, checked_name, checked_number, refused
 
 START_TIMEOUT = 60.0  # seconds to a whole AMQP handshake; 3-6 s on an idle machine
 STOP_TIMEOUT = 30.0  # seconds for a graceful stop; RabbitMQ 3.10 takes 6
@@ -115,11 +115,11 @@ class Broker(Administration, ABC):
         Raises:
             BrokerError: it ended, or was not ready after *timeout* seconds.
         """
-        raise self._cannot(f"start within {timeout:g} s")
+        raise self._cannot(f"start within {checked_number('timeout', timeout):g} s")
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it gracefully: clients are told 320 CONNECTION_FORCED. A paused one is resumed first."""
-        raise self._cannot(f"stop within {timeout:g} s")
+        raise self._cannot(f"stop within {checked_number('timeout', timeout):g} s")
 
     def kill(self) -> None:
         """End its process without a word to anyone (SIGKILL)."""
@@ -135,7 +135,7 @@ class Broker(Administration, ABC):
 
     def logs(self, lines: int = 50) -> str:
         """Return the last *lines* lines of the broker's log."""
-        raise self._cannot(f"logs({lines})")
+        raise self._cannot(f"logs({checked_count('lines', lines, LOG_LINES_MAX)})")
 
     def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl -q`` with *arguments* on this broker and return what it printed.
@@ -143,6 +143,7 @@ class Broker(Administration, ABC):
         Raises:
             BrokerError: it failed, took longer than *timeout* seconds, or there is none here.
         """
+        check_ctl(arguments, timeout)
         raise self._cannot(f"rabbitmqctl {' '.join(arguments)} within {timeout:g} s")
 
     def throw_away(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from labkit import BrokerSettings, ConfigurationError, audit, brokers, diagnosis, rpc, trials, wire
 from labkit.brokers.compose import ComposeBroker
 from labkit.brokers.local import LocalBroker
+from labkit.brokers.remote import RemoteBroker
 from labkit.integrations import flask
 from labkit.lab import Lab
 from tests.odd_values import ODD
@@ -128,6 +129,14 @@ def test_a_broker_refuses_an_object_that_fits_nowhere_and_goes_on(tmp_path, kind
         if parameter.kind in KEYWORDS:
             refuses(method, name, *(["version"] if call == "ctl" else []), **{**CALLS_ON_A_BROKER[call], name: ODD})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", ["ctl", "logs", "restart", "start", "stop"])
+def test_a_broker_of_others_refuses_it_by_name_before_it_says_what_it_cannot(call):
+    method = getattr(RemoteBroker("amqp://user:password@somebody-s/"), call)
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind in KEYWORDS:
+            refuses(method, name, *(["version"] if call == "ctl" else []), **{name: ODD})
 
 
 @pytest.mark.parametrize("arguments", [(), (1,), ("eval", None)])
